@@ -1,0 +1,25 @@
+"""One family of errors. Each message says what was read, what is wrong with it and what to do, in one line."""
+
+
+class SOSError(Exception):
+    """Anything a user can cause and mend. The command line prints it without a traceback and exits with 2."""
+
+
+class ConfigError(SOSError):
+    """A setting has an unknown name, a wrong type or an impossible value."""
+
+
+class ImageError(SOSError):
+    """A file cannot be turned into one grey mid-sagittal image."""
+
+
+class CohortError(SOSError):
+    """A manifest, its columns, its boxes or its splits cannot be used."""
+
+
+class RunError(SOSError):
+    """A saved run is missing, incomplete or does not fit what is asked of it."""
+
+
+class OutOfTime(SOSError):
+    """The time given by `--stop-after` is used up; everything done so far is saved and the next call goes on from there."""

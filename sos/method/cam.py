@@ -1,0 +1,73 @@
+"""Grad-CAM as tensor functions (Selvaraju et al. 2017), able to carry gradient, and what can be asked of a heat map."""
+
+import torch
+import torch.nn.functional as F
+
+
+def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool = False) -> torch.Tensor:
+    """Grad-CAM = ReLU(Σ_c α_c A_c), α_c = mean over positions of ∂score/∂A_c.
+
+    features: A (b, c, h, w), which `score` was computed from. score: (b,), one explained number an image, the logit of a class usually; an
+    image's score must depend on its own features only. create_graph: keep the graph, for a loss on the map. Returns (b, h, w), at least 0.
+    """
+    (gradient,) = torch.autograd.grad(score.sum(), features, create_graph=create_graph, retain_graph=True)
+    alpha = gradient.mean((2, 3), keepdim=True)  # (b, c, 1, 1)
+    return F.relu((alpha * features).sum(1))
+
+
+def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
+    """Look and Grad-CAM of a batch, only the classifier differentiated: costs one forward pass.
+
+    target: (b,) class to explain; the decided one where None. Returns (Look, (b, h, w)), both detached; the net's mode is left as it is.
+    """
+    with torch.no_grad():
+        features = net.features(x)
+    with torch.enable_grad():
+        look = net.judge(features.requires_grad_())
+        target = look.logits.argmax(1) if target is None else target
+        cam = grad_cam(look.features, look.logits.gather(1, target[:, None])[:, 0])
+    return type(look)(*(part.detach() for part in look)), cam.detach()
+
+
+def unit_mass(cam: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """(b, h, w) maps divided by their sums, so that each is a distribution over positions; a map of zeros becomes uniform."""
+    cam = cam + eps * (cam.detach().mean((1, 2), keepdim=True) + eps)
+    return cam / cam.sum((1, 2), keepdim=True)
+
+
+def enlarge(cam: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
+    """(b, h, w) maps to `size` by bilinear interpolation."""
+    return F.interpolate(cam[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def peak(cam: torch.Tensor, fine: int = 8) -> torch.Tensor:
+    """(b, 2) x, y in [0, 1] of each map's largest value, located on a grid `fine` times finer."""
+    cam = enlarge(cam, (cam.shape[1] * fine, cam.shape[2] * fine))
+    height, width = cam.shape[1:]
+    index = cam.flatten(1).argmax(1)
+    return torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], 1)
+
+
+def box_mask(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """(b, 4) boxes in [0, 1] as (b, size, size): the share of each cell that the box covers."""
+    edges = torch.arange(size + 1, device=boxes.device) / size
+
+    def cover(low, high):  # (b, size)
+        return (torch.minimum(edges[1:], high[:, None]) - torch.maximum(edges[:-1], low[:, None])).clamp_min(0) * size
+
+    return cover(boxes[:, 1], boxes[:, 3])[:, :, None] * cover(boxes[:, 0], boxes[:, 2])[:, None, :]
+
+
+def paste(cam: torch.Tensor, window: torch.Tensor, size: int, fine: int = 8) -> torch.Tensor:
+    """Put maps of a window back to their place in the frame.
+
+    cam: (b, h, w) of the window; window: (b, 4) in frame coordinates; returns (b, size, size), zero outside the window. Sampled `fine` times
+    finer than the frame's grid and averaged, so that mass lands in the cells it belongs to.
+    """
+    steps = (torch.arange(size * fine, device=cam.device) + 0.5) / (size * fine)
+    u = (steps - window[:, :1]) / (window[:, 2:3] - window[:, :1]) * 2 - 1  # (b, size·fine) -1..1 over the window
+    v = (steps - window[:, 1:2]) / (window[:, 3:] - window[:, 1:2]) * 2 - 1
+    grid = torch.stack([u[:, None, :].expand(-1, size * fine, -1), v[:, :, None].expand(-1, -1, size * fine)], -1)
+    inside = ((grid.abs() <= 1).all(-1))[:, None]
+    placed = F.grid_sample(cam[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False) * inside
+    return F.avg_pool2d(placed, fine)[:, 0]

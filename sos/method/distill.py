@@ -1,0 +1,89 @@
+"""Distillation: the three terms of one batch, and the one fastai callback that adds them to a student's training."""
+
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.callback.hook import Hook
+
+from ..config import RunConfig
+from .cam import explain, grad_cam, paste
+from .losses import attention_distance, spatial_distillation
+from .models import Look, StagingNet
+
+TERMS = ("L_cls", "L_dist", "L_attn")
+
+
+def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, window: torch.Tensor, target: torch.Tensor,
+                       config: RunConfig) -> dict[str, torch.Tensor]:
+    """L_cls, L_dist and L_attn of a batch, unweighted; a term whose weight is 0 is computed without gradient, for the log alone.
+
+    student: Look of the frames, its graph alive. teacher: Look of the windows. teacher_cam: (b, h, w) Grad-CAM in the window. window:
+    (b, 4) in frame coordinates. target: (b,) stages counted from 0.
+    """
+    explained = teacher.logits.argmax(1) if config.cam_target == "teacher" else target
+
+    def attention():
+        cam = grad_cam(student.features, student.logits.gather(1, explained[:, None])[:, 0], create_graph=config.w_attn > 0)
+        return attention_distance(cam, paste(teacher_cam, window, cam.shape[-1]), config.attn_distance)
+
+    terms = {
+        "L_cls": (config.w_cls, lambda: F.cross_entropy(student.logits, target, label_smoothing=config.label_smoothing)),
+        "L_dist": (config.w_dist, lambda: spatial_distillation(student, teacher, window, config.temperature)),
+        "L_attn": (config.w_attn, attention),
+    }
+    return {name: term() if weight > 0 else term().detach() for name, (weight, term) in terms.items()}
+
+
+class Distillation(Callback):
+    """Teach a student: in each training batch, replaces the loss by w_cls·L_cls + w_dist·L_dist + w_attn·L_attn.
+
+    Expects training batches (frame, window picture, window, target) and leaves validation alone, whose loss is plain cross-entropy.
+    `history` gets one row an epoch: the mean of every term. Use as
+
+        with Distillation(student, teacher, config) as distillation:
+            Learner(dls, student, ..., cbs=distillation).fit(...)
+
+    so that the teacher is frozen inside, and its mode and the student's hook are as before afterwards, whatever happens.
+    """
+
+    run_valid = False
+
+    def __init__(self, student: StagingNet, teacher: StagingNet, config: RunConfig):
+        super().__init__()
+        self.student, self.teacher, self.config, self.history = student, teacher, config, []
+
+    def __enter__(self):
+        self.teacher_mode = self.teacher.training
+        self.teacher.eval()
+        self.hook = Hook(self.student.classifier, lambda module, features, spatial: (features[0], spatial), detach=False)
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+        self.teacher.train(self.teacher_mode)
+
+    def before_epoch(self):
+        self.sums, self.images = dict.fromkeys(TERMS, 0.0), 0
+
+    def before_batch(self):
+        frame, self.window_picture, self.window = self.xb
+        self.learn.xb = (frame,)
+
+    def after_loss(self):
+        features, spatial = self.hook.stored
+        (target,) = self.yb
+        explained = None if self.config.cam_target == "teacher" else target
+        teacher, teacher_cam = explain(self.teacher, self.window_picture, explained)
+        terms = distillation_terms(Look(features, spatial, self.pred), teacher, teacher_cam, self.window, target, self.config)
+        self.learn.loss_grad = sum(getattr(self.config, _WEIGHT[name]) * term for name, term in terms.items())
+        self.learn.loss = self.learn.loss_grad.detach().clone()
+        for name, term in terms.items():
+            self.sums[name] += term.detach() * len(target)
+        self.images += len(target)
+
+    def after_epoch(self):
+        if self.images:
+            self.history.append({name: float(total) / self.images for name, total in self.sums.items()})
+
+
+_WEIGHT = {"L_cls": "w_cls", "L_dist": "w_dist", "L_attn": "w_attn"}

@@ -1,0 +1,133 @@
+"""Networks: a torchvision backbone and a classifier that is applied at every position of its last feature map."""
+
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from ..errors import ConfigError, RunError
+
+
+class Look(NamedTuple):
+    """What a network makes of a batch: features (b, c, h, w), spatial logits (b, k, h, w), image logits (b, k) = mean of the spatial ones."""
+
+    features: torch.Tensor
+    spatial: torch.Tensor
+    logits: torch.Tensor
+
+
+class StagingNet(nn.Module):
+    """Backbone, dropout, and one linear classifier shared by all positions.
+
+    Input (b, 1, h, w) grey, normalised; `forward` returns image logits (b, stages). Since the classifier is linear and shared, the mean of
+    the spatial logits is the classifier's answer to the mean feature, as in a network with global average pooling.
+    `bf16` runs the backbone in bfloat16 autocast, on the CPU too; the classifier and all that follows stay float32.
+    """
+
+    def __init__(self, body: nn.Module, channels: int, stages: int, dropout: float = 0.0, bf16: bool = False):
+        super().__init__()
+        self.body, self.bf16 = body, bf16
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, stages, 1)
+
+    def look(self, x: torch.Tensor) -> Look:
+        """Features, spatial logits and image logits of a batch."""
+        return self.judge(self.features(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The last feature map (b, c, h, w), float32."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.body(x)
+        return features.float()
+
+    def judge(self, features: torch.Tensor) -> Look:
+        """The classifier's view of a feature map."""
+        spatial = self.classifier(self.dropout(features))
+        return Look(features, spatial, spatial.mean((2, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.look(x).logits
+
+
+class HalfResNet18(ResNet):
+    """ResNet-18 with half the channels after the stem."""
+
+    def __init__(self):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        return super()._make_layer(block, planes // 2, blocks, stride, dilate)
+
+
+def build(backbone: str, stages: int, *, output_stride: int = 32, pretrained: bool = False, dropout: float = 0.0, bf16: bool = False) -> StagingNet:
+    """A StagingNet on the backbone of that name, for one grey channel.
+
+    output_stride: 32 as published, or 16: the last downsampling step is left out, so that the map has twice as many cells a side.
+    pretrained: torchvision's ImageNet weights, the stem's three colours summed into one; RunError where they cannot be fetched.
+    """
+    try:
+        body, channels = _BODIES[backbone](pretrained)
+    except KeyError:
+        raise ConfigError(f"no backbone '{backbone}'; known: {', '.join(_BODIES)}") from None
+    except OSError as error:  # urllib's URLError is one
+        raise RunError(f"ImageNet weights of {backbone} cannot be fetched ({error}); go online once, or set pretrained=false") from None
+    _grey_stem(body)
+    if output_stride == 16:
+        _keep_last_stride(body)
+    net = StagingNet(body, channels, stages, dropout, bf16)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _resnet(make):
+    def body(pretrained):
+        net = make("DEFAULT" if pretrained else None)
+        layers = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4]
+        return nn.Sequential(*layers), net.fc.in_features
+    return body
+
+
+def _half_resnet18(pretrained):
+    if pretrained:
+        raise ConfigError("resnet18_half has no ImageNet weights; choose resnet18, or pretrained=false")
+    net = HalfResNet18()
+    return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4), 256
+
+
+def _features(make):
+    def body(pretrained):
+        net = make(weights="DEFAULT" if pretrained else None)
+        return net.features, [m for m in net.classifier if isinstance(m, nn.Linear)][-1].in_features
+    return body
+
+
+_BODIES = {
+    "resnet18_half": _half_resnet18,
+    "resnet18": _resnet(lambda weights: torchvision.models.resnet18(weights=weights)),
+    "resnet50": _resnet(lambda weights: torchvision.models.resnet50(weights=weights)),
+    "efficientnet_b0": _features(torchvision.models.efficientnet_b0),
+    "convnext_tiny": _features(torchvision.models.convnext_tiny),
+}
+
+
+def _grey_stem(body: nn.Module) -> None:
+    """Make the first convolution take one channel; its weights over the colours are summed, so that a grey image gives what RGB gave."""
+    owner, name, stem = next((owner, name, child) for owner in body.modules() for name, child in owner.named_children()
+                             if isinstance(child, nn.Conv2d))
+    grey = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None)
+    with torch.no_grad():
+        grey.weight.copy_(stem.weight.sum(1, keepdim=True))
+        if stem.bias is not None:
+            grey.bias.copy_(stem.bias)
+    setattr(owner, name, grey)
+
+
+def _keep_last_stride(body: nn.Module) -> None:
+    """Set the stride of the last downsampling stage to 1: its strided 3×3 (or ConvNeXt's 2×2) convolution and its shortcut."""
+    strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    last = strided[-1]
+    for conv in strided[-2:] if last.kernel_size == (1, 1) else [last]:  # a ResNet stage strides in its block and in its 1×1 shortcut
+        conv.stride = (1, 1)
+        if conv.kernel_size == (2, 2):
+            conv.padding = "same"  # an even kernel would shrink the map by one cell

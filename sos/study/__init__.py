@@ -1,0 +1,1 @@
+"""Training, runs on disk, metrics, tables and figures."""

@@ -1,0 +1,154 @@
+"""Metrics of staging and of attention, each with a 95 % bootstrap interval over patients. Everything is computed from a predictions table.
+
+All resamples are handled at once: a resample is a vector of counts over patients, and each metric a function of such counts.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+ECE_BINS = 10
+
+
+def staging_metrics(target: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of each resample.
+
+    target: (n,) stages counted from 0. probabilities: (n, k). counts: (r, n), how often each image is in each resample (ones: as it is).
+    Returns name → (r,). Precision, recall and F1 are weighted by support, as the paper reports them; a stage never decided has precision 0.
+    """
+    n, k = probabilities.shape
+    counts = counts.astype(np.float64)
+    decided = probabilities.argmax(1)
+    pair = np.zeros((n, k * k))
+    pair[np.arange(n), target * k + decided] = 1
+    confusion = (counts @ pair).reshape(-1, k, k)  # (r, true, decided)
+    total = confusion.sum((1, 2))
+    support, named = confusion.sum(2), confusion.sum(1)
+    hits = np.einsum("rii->ri", confusion)
+    precision, recall = _ratio(hits, named), _ratio(hits, support)
+    f1 = _ratio(2 * hits, support + named)
+    share = support / total[:, None]
+    distance = np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
+    chance = np.einsum("ri,rj->rij", support, named) / total[:, None, None]
+    disagreement, expected = (confusion * distance**2).sum((1, 2)), (chance * distance**2).sum((1, 2))
+    present = support > 0
+    return {
+        "accuracy": hits.sum(1) / total,
+        "precision": (precision * share).sum(1),
+        "recall": (recall * share).sum(1),
+        "f1": (f1 * share).sum(1),
+        "macro_f1": (f1 * present).sum(1) / present.sum(1),
+        "kappa": 1 - _ratio(disagreement, expected),
+        "stage_error": (confusion * distance).sum((1, 2)) / total,
+        "within_one": (confusion * (distance <= 1)).sum((1, 2)) / total,
+        "auroc": _auroc(target, probabilities, counts),
+        "ece": _ece(target, probabilities, counts),
+    }
+
+
+def attention_metrics(table: pd.DataFrame, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Means of the columns pointing (peak inside the box), energy (share of the map inside) and iou over each resample; (r,) each."""
+    total = counts.sum(1)
+    return {name: counts @ table[name].to_numpy(float) / total for name in ("pointing", "energy", "iou") if name in table}
+
+
+def resamples(patients: pd.Series, n: int, seed: int = 0) -> np.ndarray:
+    """(n, images) counts of n bootstrap resamples over patients: all images of a drawn patient are in, as often as it is drawn."""
+    codes, unique = pd.factorize(patients)
+    rng = np.random.default_rng([seed, 0xB007])
+    drawn = rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=n)
+    return drawn[:, codes]
+
+
+def measure(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """All metrics of a predictions table: name → value, low, high (95 % interval over `bootstrap` resamples of patients)."""
+    point, spread = (_all(table, counts) for counts in (np.ones((1, len(table))), resamples(table["patient_id"], bootstrap, seed)))
+    return {name: {"value": float(point[name][0]), **interval(spread[name])} for name in point}
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, metric: str, bootstrap: int, seed: int = 0) -> dict[str, float]:
+    """Paired bootstrap of metric(a) - metric(b) on the same held-out images: value, low, high, and p (two-sided)."""
+    a, b = paired(a, b)
+    return contrast([a, b], lambda x, y: x - y, metric, bootstrap, seed)
+
+
+def gap_closed(student: pd.DataFrame, baseline: pd.DataFrame, teacher: pd.DataFrame, bootstrap: int, metric: str = "accuracy",
+               seed: int = 0) -> dict[str, float]:
+    """The headline: (student - baseline) / (teacher - baseline) on the same held-out images, with its paired bootstrap interval.
+
+    value is nan where the teacher is not better than the baseline: there is no gap to close then.
+    """
+    student, baseline = paired(student, baseline)
+    teacher, _ = paired(teacher, baseline)
+    result = contrast([student, baseline, teacher], lambda s, b, t: np.where(t > b, (s - b) / np.where(t > b, t - b, 1), np.nan), metric,
+                      bootstrap, seed)
+    result.pop("p")
+    return result
+
+
+def contrast(tables: list[pd.DataFrame], function: Callable, metric: str, bootstrap: int, seed: int = 0) -> dict[str, float]:
+    """A function of one metric of several paired tables: value, low, high, and p: twice the smaller share of resamples on one side of 0."""
+    patients = tables[0]["patient_id"]
+    many = resamples(patients, bootstrap, seed)
+    value = function(*(_all(table, np.ones((1, len(table))))[metric] for table in tables))[0]
+    spread = function(*(_all(table, many)[metric] for table in tables))
+    below, above = (spread <= 0).mean(), (spread >= 0).mean()
+    return {"value": float(value), **interval(spread), "p": float(min(1.0, 2 * min(below, above)))}
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables in the same order of images. Raises ValueError where they are not about the same images."""
+    if set(a["image"]) != set(b["image"]):
+        raise ValueError("the two prediction tables are about different images; compare runs on the same held-out patients")
+    return a.sort_values("image", ignore_index=True), b.sort_values("image", ignore_index=True)
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Percentile interval of 95 %, resamples without a value left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {"low": float("nan"), "high": float("nan")}
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {"low": float(low), "high": float(high)}
+
+
+def probability_columns(table: pd.DataFrame) -> list[str]:
+    """The columns p1, p2, … in order of the stages."""
+    return sorted((c for c in table if c[0] == "p" and c[1:].isdigit()), key=lambda c: int(c[1:]))
+
+
+def _all(table, counts):
+    probabilities = table[probability_columns(table)].to_numpy(float)
+    return {**staging_metrics(table["target"].to_numpy(int), probabilities, counts), **attention_metrics(table, counts)}
+
+
+def _ratio(a, b):
+    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b != 0)
+
+
+def _auroc(target, probabilities, counts):
+    """Mean over stages of one-against-rest AUROC, stages absent from a resample left out; ties count half."""
+    values = []
+    for stage in range(probabilities.shape[1]):
+        positive = target == stage
+        if not positive.any() or positive.all():
+            continue
+        p, q = probabilities[positive, stage], probabilities[~positive, stage]
+        wins = (p[:, None] > q) + 0.5 * (p[:, None] == q)
+        a, b = counts[:, positive], counts[:, ~positive]
+        pairs = a.sum(1) * b.sum(1)
+        values.append(np.where(pairs > 0, np.einsum("rp,rp->r", a @ wins, b) / np.maximum(pairs, 1), np.nan))
+    if not values:
+        return np.full(len(counts), np.nan)
+    stacked = np.stack(values)
+    there = np.isfinite(stacked)
+    return np.where(there, stacked, 0).sum(0) / np.maximum(there.sum(0), 1)
+
+
+def _ece(target, probabilities, counts):
+    """Expected calibration error of the decided stage, ECE_BINS bins of equal width."""
+    confidence, right = probabilities.max(1), (probabilities.argmax(1) == target).astype(float)
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    member = np.eye(ECE_BINS)[bins]  # (n, bins)
+    return np.abs(counts @ (member * (right - confidence)[:, None])).sum(1) / counts.sum(1)

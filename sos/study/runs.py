@@ -1,0 +1,160 @@
+"""Runs on disk. A run is a folder named by its role and the hash of its resolved configuration, its data and the code that trained it.
+
+It is written under a temporary name and renamed when whole: a folder with a run's name is a finished run. It holds `config.json`,
+`metrics.json`, `predictions.csv` (one row a held-out image), `history.csv` (one row an epoch), `environment.json`, and `weights.safetensors`
+where the run was asked to keep its weights.
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from ..config import RunConfig, digest, source_digest
+from ..errors import RunError
+from ..stages import StagingScheme, get_scheme
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_TRAINING_CODE = ("method", "cohort/views.py", "study/training.py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read lazily from its folder."""
+
+    path: Path
+
+    def __post_init__(self):
+        if not (self.path / "config.json").is_file():
+            raise RunError(f"{self.path}: no run here (config.json is missing); give a folder below runs/<profile>/models")
+
+    @cached_property
+    def record(self) -> dict:
+        """config.json whole: `config`, `data`, `code`, `scheme`, `virtual`, and for a student `teacher`, the name of its teacher's run."""
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig(**self.record["config"])
+
+    @property
+    def scheme(self) -> StagingScheme:
+        return get_scheme(self.record["scheme"])
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """name → value, low, high on the test split."""
+        return json.loads((self.path / "metrics.json").read_text())
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row a held-out image (valid and test): identity, stage, probabilities, and where the network looked."""
+        return pd.read_csv(self.path / "predictions.csv", dtype={"patient_id": str})
+
+    @property
+    def test(self) -> pd.DataFrame:
+        """Predictions for the test split."""
+        return self.predictions[self.predictions["split"] == "test"].reset_index(drop=True)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: training and validation loss, validation accuracy, and for a student the three terms."""
+        return pd.read_csv(self.path / "history.csv")
+
+    @cached_property
+    def environment(self) -> dict:
+        """Machine, versions, device, precision and seconds of training."""
+        return json.loads((self.path / "environment.json").read_text())
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    def load(self, device="cpu"):
+        """The trained network in eval mode. Raises RunError where the run kept no weights."""
+        return load_network(self.weights, self.config, len(self.scheme), device)
+
+
+def run_name(config: RunConfig, data: str, scheme: str, teacher: str | None = None) -> str:
+    """`<role>-<hash>` of everything that the result depends on."""
+    return f"{config.role}-{digest([config.resolved(), data, scheme, teacher, training_code()])[:12]}"
+
+
+def training_code() -> str:
+    """Hash of the code that a trained network depends on; comments and docstrings do not count."""
+    return source_digest(*(_PACKAGE / part for part in _TRAINING_CODE))
+
+
+def round_weights(state: dict) -> dict:
+    """A state dict with its matrices and kernels rounded to float16 and all else (biases, norms, statistics) as it is.
+
+    Weights are saved like this; networks are evaluated after the rounding, so that saved metrics belong to saved weights.
+    """
+    import torch
+
+    return {name: (t.half() if t.is_floating_point() and t.ndim >= 2 else t).detach().cpu().contiguous(memory_format=torch.contiguous_format)
+            for name, t in state.items()}
+
+
+def save_weights(state: dict, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: t.clone() for name, t in state.items()}, path, metadata=metadata)
+
+
+def load_network(path: Path, config: RunConfig, stages: int, device="cpu"):
+    """A StagingNet with the weights in `path`, in eval mode on `device`. Raises RunError for absent, broken or unfitting weights."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ..method.models import build
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: the weights of this run were not kept; train it again with `sos train {config.role}`") from None
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: not readable as safetensors ({error}); copy or train the run again") from None
+    net = build(config.backbone, stages, output_stride=config.output_stride, dropout=config.dropout)
+    try:
+        net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except RuntimeError as error:
+        raise RunError(f"{path}: weights do not fit {config.backbone} ({str(error).splitlines()[-1].strip()})") from None
+    return net.to(device).eval()
+
+
+def find_runs(folder: Path, role: str | None = None) -> list[Run]:
+    """Finished runs in `folder` (`runs/<profile>/models`), newest last."""
+    paths = [p.parent for p in Path(folder).glob(f"{role or '*'}-*/config.json")]
+    return [Run(path) for path in sorted(paths, key=lambda p: (p / "config.json").stat().st_mtime)]
+
+
+def machine_record(device: str) -> dict:
+    """Names and versions of the machine that is computing: what a reader needs to judge a time. Nothing that names a person or a host."""
+    import os
+
+    import torch
+
+    record = {"python": platform.python_version(), "system": platform.system(), "processor": _processor(), "threads": torch.get_num_threads(),
+              "cores": len(os.sched_getaffinity(0)), "device": device}
+    if device.startswith("cuda"):
+        record["gpu"] = torch.cuda.get_device_name(device)
+        record["cuda"] = torch.version.cuda
+    return record | {name: version(name) for name in ("torch", "torchvision", "fastai", "numpy", "pydicom")}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

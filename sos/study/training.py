@@ -1,0 +1,241 @@
+"""Training: from a cohort and a RunConfig to a finished run, stopping and resuming at any epoch with the same result."""
+
+import json
+import os
+import shutil
+import time
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import Learner  # the module patches fit_one_cycle into Learner
+from fastai.data.core import DataLoaders
+from fastai.metrics import accuracy
+from torch import nn
+
+from ..cohort.manifest import BOX, Cohort, read_manifest
+from ..cohort.views import PixelStore, ViewLoader, open_store, still_scene
+from ..config import Profile, RunConfig, get_profile, runs_dir
+from ..errors import ConfigError, OutOfTime
+from ..method.cam import box_mask, enlarge, explain, peak
+from ..method.distill import Distillation
+from ..method.models import StagingNet, build
+from ..phantom.write import write_cohort
+from ..stages import get_scheme
+from .metrics import measure
+from .runs import Run, load_network, machine_record, round_weights, run_name, save_weights, training_code
+
+CAM_PX = 96  # side of the grid on which heat maps are compared with boxes
+
+
+class Study:
+    """A profile on a cohort: finds each run on disk or makes it. Without a manifest the cohort is the profile's virtual one, drawn on first use."""
+
+    def __init__(self, profile: str | Profile, cohort: str | os.PathLike = "", device: str | None = None):
+        self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
+        self.manifest = Path(cohort) if cohort else None
+        self.folder = runs_dir(self.profile.name, cohort)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        """The checked manifest, drawn first where it is the virtual cohort and not there yet."""
+        profile = self.profile
+        manifest = self.manifest or write_cohort(self.folder / "cohort", profile.patients, profile.cohort_seed)
+        return read_manifest(manifest, get_scheme(profile.scheme), valid_share=profile.valid_share, test_share=profile.test_share, seed=profile.cohort_seed)
+
+    @cached_property
+    def store(self) -> PixelStore:
+        """Decoded pixels of the cohort."""
+        return open_store(self.cohort, self.folder / "cache", self.profile.native_px)
+
+    def teacher(self, seed: int | None = None) -> Run:
+        """The crop teacher's run."""
+        return self.obtain(self.profile.run("teacher", seed))
+
+    def baseline(self, seed: int | None = None) -> Run:
+        """The run of the plain full-image network."""
+        return self.obtain(self.profile.run("baseline", seed))
+
+    def student(self, seed: int | None = None) -> Run:
+        """The run of the distilled full-image network."""
+        return self.obtain(self.profile.run("student", seed))
+
+    def obtain(self, config: RunConfig, keep_weights: bool = True) -> Run:
+        """The run of `config`: from disk where it is finished, else trained now (its teacher first), going on from its last checkpoint."""
+        teacher = self.teacher(config.seed) if config.role == "student" else None
+        path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
+        if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
+            self._train(config, teacher, path, keep_weights)
+        return Run(path)
+
+    def _train(self, config: RunConfig, teacher: Run | None, path: Path, keep_weights: bool) -> None:
+        work = path.with_name(f".{path.name}.partial")
+        work.mkdir(parents=True, exist_ok=True)
+        net, history, seconds = fit(config, self.store, self.cohort, work / "checkpoint.pt", teacher, self.device)
+        held_out = self.cohort.table.index[self.cohort.table["split"] != "train"].to_numpy()
+        predictions = evaluate(net, self.store, self.cohort, held_out, config, self.device)
+        test = predictions[predictions["split"] == "test"]
+        record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
+                  "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
+        environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}
+        predictions.to_csv(work / "predictions.csv", index=False, float_format="%.6g")
+        history.to_csv(work / "history.csv", index=False, float_format="%.6g")
+        for name, value in (("metrics", measure(test, self.profile.bootstrap)), ("environment", environment), ("config", record)):
+            (work / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+        if keep_weights:
+            save_weights(round_weights(net.state_dict()), work / "weights.safetensors")
+        (work / "checkpoint.pt").unlink(missing_ok=True)
+        if path.exists():  # finished before without its weights
+            shutil.rmtree(path)
+        work.rename(path)
+
+
+def train(role: str, profile: str = "quick", cohort: str = "", seed: int | None = None, overrides: dict | None = None) -> Run:
+    """Train one run of a profile, with changed settings where `overrides` says so; found on disk where it is finished already."""
+    study = Study(profile, cohort)
+    return study.obtain(study.profile.run(role, seed).with_(**(overrides or {})))
+
+
+def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str):
+    """Train a network. Returns it in eval mode with rounded weights, its history (one row an epoch) and the seconds it took.
+
+    Each finished epoch is kept in `checkpoint`, and training goes on from there. Raises OutOfTime where the next epoch would not end before
+    the deadline in $SOS_DEADLINE (Unix time).
+    """
+    torch.manual_seed(config.seed)
+    net = build(config.backbone, len(cohort.scheme), output_stride=config.output_stride, pretrained=config.pretrained, dropout=config.dropout,
+                bf16=use_bf16(config.precision, device)).to(device)
+    window = {}
+    if teacher is not None:
+        window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
+        if config.student_init == "teacher":
+            start_from(net, teacher, config)
+    rows = {split: cohort.subset(split).index.to_numpy() for split in ("train", "valid")}
+    loaders = [ViewLoader(store, rows[split], config, training=split == "train", device=device, **window) for split in ("train", "valid")]
+    learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+                    metrics=accuracy, wd=config.weight_decay, path=checkpoint.parent)
+    keeper = Checkpoints(checkpoint, config)
+    with learn.no_bar(), learn.no_logging():
+        if teacher is None:
+            keeper.fit(learn)
+        else:
+            mentor = teacher.load(device)
+            mentor.bf16 = net.bf16
+            with Distillation(net, mentor, config) as distillation:
+                keeper.distillation = distillation
+                keeper.fit(learn)
+    net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in round_weights(net.state_dict()).items()})
+    return net.eval(), pd.DataFrame(keeper.history), keeper.seconds
+
+
+class Checkpoints(Callback):
+    """Seeds each epoch, keeps it on disk when it is over, and stops in time. Runs after the recorder, whose numbers it keeps."""
+
+    order = 60
+
+    def __init__(self, path: Path, config: RunConfig):
+        super().__init__()
+        self.path, self.config = path, config
+        self.history, self.seconds, self.start, self.distillation = [], 0.0, 0, None
+        self.deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
+
+    def fit(self, learn: Learner) -> None:
+        """Fit by the one-cycle schedule, from the checkpoint where there is one."""
+        learn.create_opt()
+        if self.path.is_file():
+            state = torch.load(self.path, map_location=next(learn.model.parameters()).device, weights_only=True)
+            learn.model.load_state_dict(state["net"])
+            learn.opt.load_state_dict(state["opt"])
+            self.history, self.seconds, self.start = state["history"], state["seconds"], len(state["history"])
+        cbs = [self] if self.distillation is None else [self, self.distillation]
+        learn.fit_one_cycle(self.config.epochs, self.config.lr, cbs=cbs, start_epoch=self.start)
+
+    def before_epoch(self):
+        if self.epoch < self.start:
+            return
+        self.began = time.monotonic()
+        self.dls.train.epoch = self.epoch
+        torch.manual_seed(1_000_003 * (self.config.seed + 1) + self.epoch)
+
+    def after_epoch(self):
+        if self.epoch < self.start:
+            return
+        train_loss, valid_loss, valid_accuracy = self.recorder.values[-1]
+        row = {"epoch": self.epoch + 1, "train_loss": float(train_loss), "valid_loss": float(valid_loss), "valid_accuracy": float(valid_accuracy)}
+        if self.distillation is not None:
+            row |= self.distillation.history[-1]
+        took = time.monotonic() - self.began
+        self.history.append(row)
+        self.seconds += took
+        if self.epoch + 1 == self.n_epoch:
+            return
+        opt = self.opt.state_dict()
+        state = {"net": self.model.state_dict(), "opt": {"state": list(opt["state"]), "hypers": [dict(h) for h in opt["hypers"]]},
+                 "history": self.history, "seconds": self.seconds}
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)
+        if time.time() + took > self.deadline:
+            raise OutOfTime(f"stopped in time after epoch {self.epoch + 1} of {self.n_epoch} of the {self.config.role}; the next call goes on")
+
+
+@torch.no_grad()
+def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarray, config: RunConfig, device: str = "cpu") -> pd.DataFrame:
+    """Predictions for the images in `rows`, seen still and whole: one row an image.
+
+    Columns: patient_id, image, split, stage, target, p1…pk, decided (a stage's label); for full-image networks also peak_x, peak_y (of the
+    Grad-CAM of the decided stage, in [0, 1] of the frame), pointing (peak inside the expert's box), energy (share of the map inside it) and
+    iou (of the box and the region above half of the peak).
+    """
+    loader = ViewLoader(store, rows, config, training=False, device=device)
+    looks, cams = [], []
+    for i in range(0, len(rows), loader.bs):
+        look, cam = explain(net, loader.views(np.asarray(rows[i:i + loader.bs]))[0])
+        looks.append(look.logits.cpu())
+        cams.append(cam.cpu())
+    table = cohort.table.loc[rows, ["patient_id", "image", "split", "stage", "target"]].reset_index(drop=True)
+    probabilities = torch.cat(looks).softmax(1).numpy().astype(float)
+    for k in range(probabilities.shape[1]):
+        table[f"p{k + 1}"] = probabilities[:, k]
+    table["decided"] = np.array(cohort.scheme.labels)[probabilities.argmax(1)]
+    if config.role == "teacher":
+        return table
+    return table.assign(**localise(torch.cat(cams), frame_boxes(store, rows)))
+
+
+def frame_boxes(store: PixelStore, rows: np.ndarray) -> torch.Tensor:
+    """(n, 4) expert boxes of still frames, in [0, 1]."""
+    return still_scene(torch.from_numpy(store.sizes[rows])).box_to_frame(torch.from_numpy(store.boxes[rows]))
+
+
+def localise(cams: torch.Tensor, boxes: torch.Tensor) -> dict[str, np.ndarray]:
+    """How well heat maps (n, h, w) of frames agree with boxes (n, 4) in [0, 1]: peak_x, peak_y, pointing, energy, iou, each (n,)."""
+    x, y = peak(cams).T
+    maps = enlarge(cams, CAM_PX)
+    inside = box_mask(boxes, CAM_PX)
+    mass = maps.sum((1, 2))
+    energy = torch.where(mass > 0, (maps * inside).sum((1, 2)) / mass.clamp_min(1e-12), 0.0)
+    region = (maps > 0.5 * maps.amax((1, 2), keepdim=True)).float()
+    overlap = (region * inside).sum((1, 2))
+    pointing = (x >= boxes[:, 0]) & (x < boxes[:, 2]) & (y >= boxes[:, 1]) & (y < boxes[:, 3]) & (mass > 0)
+    values = {"peak_x": x, "peak_y": y, "pointing": pointing, "energy": energy,
+              "iou": overlap / (region.sum((1, 2)) + inside.sum((1, 2)) - overlap).clamp_min(1e-12)}
+    return {name: value.numpy().astype(float) for name, value in values.items()}
+
+
+def start_from(net: StagingNet, teacher: Run, config: RunConfig) -> None:
+    """Copy the teacher's weights into a student of the same architecture. Raises ConfigError for another one."""
+    if teacher.config.backbone != config.backbone:
+        raise ConfigError(f"student_init = 'teacher' needs the teacher's backbone {teacher.config.backbone}, not {config.backbone}; use 'scratch'")
+    net.load_state_dict(load_network(teacher.weights, teacher.config, net.classifier.out_channels).state_dict())
+
+
+def use_bf16(precision: str, device: str) -> bool:
+    """Whether the backbone runs in bfloat16: asked for, or `auto` on CUDA and on processors with bfloat16 instructions."""
+    if precision != "auto":
+        return precision == "bf16"
+    return device.startswith("cuda") or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
