@@ -18,6 +18,7 @@ ROLES = ("teacher", "baseline", "student")
 BACKBONES = ("resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
+EVIDENCES = ("share", "plain")
 STUDENT_INITS = ("teacher", "scratch")
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -83,12 +84,14 @@ class RunConfig:
     w_attn: float = 1.0
     temperature: float = 3.0  # the paper's T
     attn_distance: str = "kl"  # one of ATTENTION_DISTANCES: the paper names none; KL compares the maps as distributions over places
+    evidence: str = "share"  # one of EVIDENCES: how the student's spatial logits are scaled before they are compared, see losses
     cam_target: str = "label"  # whose class both Grad-CAMs explain in training: the reader's label, or the teacher's decision
     student_init: str = "scratch"  # or teacher: begin from the teacher's weights (same backbone only)
 
     def __post_init__(self):
         _check_types(self)
         for name, allowed in (("role", ROLES), ("backbone", BACKBONES), ("attn_distance", ATTENTION_DISTANCES), ("cam_target", CAM_TARGETS),
+                              ("evidence", EVIDENCES),
                               ("student_init", STUDENT_INITS), ("precision", PRECISIONS), ("output_stride", (16, 32))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
@@ -112,7 +115,7 @@ class RunConfig:
         return replace(self, **_known(RunConfig, changes))
 
 
-_DISTILLATION = ("w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "cam_target", "student_init")
+_DISTILLATION = ("w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,17 @@ def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool 
     return F.relu((alpha * features).sum(1))
 
 
+def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(b,) what Grad-CAM explains: the logit of `target` (b,) above the mean of all logits (b, k).
+
+    Softmax does not change when all logits move together, so the bare logit of the decided stage may be negative everywhere and its map
+    empty; measured against the mean it cannot.
+    """
+    return logits.gather(1, target[:, None])[:, 0] - logits.mean(1)
+
+
 def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
-    """Look and Grad-CAM of a batch, only the classifier differentiated: costs one forward pass.
+    """Look and Grad-CAM of a batch, only the head differentiated: costs one forward pass.
 
     target: (b,) class to explain; the decided one where None. Returns (Look, (b, h, w)), both detached; the net's mode is left as it is.
     """
@@ -25,7 +34,7 @@ def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
     with torch.enable_grad():
         look = net.judge(features.requires_grad_())
         target = look.logits.argmax(1) if target is None else target
-        cam = grad_cam(look.features, look.logits.gather(1, target[:, None])[:, 0])
+        cam = grad_cam(look.features, class_score(look.logits, target))
     return type(look)(*(part.detach() for part in look)), cam.detach()
 
 

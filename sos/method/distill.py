@@ -6,7 +6,7 @@ from fastai.callback.core import Callback
 from fastai.callback.hook import Hook
 
 from ..config import RunConfig
-from .cam import explain, grad_cam, paste
+from .cam import class_score, explain, grad_cam, paste
 from .losses import attention_distance, spatial_distillation
 from .models import Look, StagingNet
 
@@ -23,12 +23,12 @@ def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, 
     explained = teacher.logits.argmax(1) if config.cam_target == "teacher" else target
 
     def attention():
-        cam = grad_cam(student.features, student.logits.gather(1, explained[:, None])[:, 0], create_graph=config.w_attn > 0)
+        cam = grad_cam(student.features, class_score(student.logits, explained), create_graph=config.w_attn > 0)
         return attention_distance(cam, paste(teacher_cam, window, cam.shape[-1]), config.attn_distance)
 
     terms = {
         "L_cls": (config.w_cls, lambda: F.cross_entropy(student.logits, target, label_smoothing=config.label_smoothing)),
-        "L_dist": (config.w_dist, lambda: spatial_distillation(student, teacher, window, config.temperature)),
+        "L_dist": (config.w_dist, lambda: spatial_distillation(student, teacher, window, config.temperature, config.evidence)),
         "L_attn": (config.w_attn, attention),
     }
     return {name: term() if weight > 0 else term().detach() for name, (weight, term) in terms.items()}
@@ -55,7 +55,7 @@ class Distillation(Callback):
     def __enter__(self):
         self.teacher_mode = self.teacher.training
         self.teacher.eval()
-        self.hook = Hook(self.student.classifier, lambda module, features, spatial: (features[0], spatial), detach=False)
+        self.hook = Hook(self.student.head, lambda module, features, spatial: (features[0], spatial), detach=False)
         return self
 
     def __exit__(self, *_):

@@ -30,12 +30,20 @@ def align(spatial: torch.Tensor, window: torch.Tensor, grid: int | tuple[int, in
     return roi_align(spatial, torch.cat([index, boxes], 1), grid, sampling_ratio=2, aligned=True)
 
 
-def spatial_distillation(student, teacher, window: torch.Tensor, temperature: float) -> torch.Tensor:
+def spatial_distillation(student, teacher, window: torch.Tensor, temperature: float, evidence: str = "share") -> torch.Tensor:
     """L_dist: the KL of spatial logits inside the expert's window, and the KL of image logits, with equal weight.
 
-    student, teacher: Look of the frame and of the window.
+    student, teacher: Look of the frame and of the window; window: (b, 4) in frame coordinates. The student's image logits are the mean over
+    the *whole* frame, of which the window is a small share s. evidence: `share` compares the teacher's spatial logits with s times the
+    student's, what these positions add to the student's image logits: a student that repeats the teacher inside the window and is silent
+    outside then agrees with it on the image too. `plain` compares them as they are, which asks for both of two things that exclude each other.
     """
     inside = align(student.spatial, window, teacher.spatial.shape[2:])
+    if evidence == "share":
+        seen = window.clamp(0, 1)
+        inside = inside * ((seen[:, 2] - seen[:, 0]) * (seen[:, 3] - seen[:, 1]))[:, None, None, None]
+    elif evidence != "plain":
+        raise ConfigError(f"no evidence '{evidence}'; known: share, plain")
     return distillation_kl(inside, teacher.spatial, temperature) + distillation_kl(student.logits, teacher.logits, temperature)
 
 

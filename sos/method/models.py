@@ -1,4 +1,4 @@
-"""Networks: a torchvision backbone and a classifier that is applied at every position of its last feature map."""
+"""Networks: a torchvision backbone and a head that judges every position of its last feature map."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from ..config import RunConfig
 from ..errors import ConfigError, RunError
 
 
@@ -18,19 +19,30 @@ class Look(NamedTuple):
     logits: torch.Tensor
 
 
-class StagingNet(nn.Module):
-    """Backbone, dropout, and one linear classifier shared by all positions.
+class Head(nn.Module):
+    """One linear classifier shared by all positions: features (b, c, h, w) to spatial logits (b, k, h, w).
 
-    Input (b, 1, h, w) grey, normalised; `forward` returns image logits (b, stages). Since the classifier is linear and shared, the mean of
-    the spatial logits is the classifier's answer to the mean feature, as in a network with global average pooling.
-    `bf16` runs the backbone in bfloat16 autocast, on the CPU too; the classifier and all that follows stay float32.
+    Since it is linear, the mean of the spatial logits is its answer to the mean feature, as in a network with global average pooling.
     """
 
-    def __init__(self, body: nn.Module, channels: int, stages: int, dropout: float = 0.0, bf16: bool = False):
+    def __init__(self, channels: int, stages: int, dropout: float = 0.0):
         super().__init__()
-        self.body, self.bf16 = body, bf16
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, stages, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.dropout(features))
+
+
+class StagingNet(nn.Module):
+    """Backbone and head. Input (b, 1, h, w) grey, normalised; `forward` returns image logits (b, stages).
+
+    `bf16` runs the backbone in bfloat16 autocast, on the CPU too; the head and all that follows stay float32.
+    """
+
+    def __init__(self, body: nn.Module, head: Head, bf16: bool = False):
+        super().__init__()
+        self.body, self.head, self.bf16 = body, head, bf16
 
     def look(self, x: torch.Tensor) -> Look:
         """Features, spatial logits and image logits of a batch."""
@@ -43,8 +55,8 @@ class StagingNet(nn.Module):
         return features.float()
 
     def judge(self, features: torch.Tensor) -> Look:
-        """The classifier's view of a feature map."""
-        spatial = self.classifier(self.dropout(features))
+        """The head's view of a feature map."""
+        spatial = self.head(features)
         return Look(features, spatial, spatial.mean((2, 3)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,22 +73,20 @@ class HalfResNet18(ResNet):
         return super()._make_layer(block, planes // 2, blocks, stride, dilate)
 
 
-def build(backbone: str, stages: int, *, output_stride: int = 32, pretrained: bool = False, dropout: float = 0.0, bf16: bool = False) -> StagingNet:
-    """A StagingNet on the backbone of that name, for one grey channel.
+def build(config: RunConfig, stages: int, *, pretrained: bool = False, bf16: bool = False) -> StagingNet:
+    """A StagingNet as `config` says (backbone, output_stride, dropout), for one grey channel.
 
     output_stride: 32 as published, or 16: the last downsampling step is left out, so that the map has twice as many cells a side.
     pretrained: torchvision's ImageNet weights, the stem's three colours summed into one; RunError where they cannot be fetched.
     """
     try:
-        body, channels = _BODIES[backbone](pretrained)
-    except KeyError:
-        raise ConfigError(f"no backbone '{backbone}'; known: {', '.join(_BODIES)}") from None
+        body, channels = _BODIES[config.backbone](pretrained)
     except OSError as error:  # urllib's URLError is one
-        raise RunError(f"ImageNet weights of {backbone} cannot be fetched ({error}); go online once, or set pretrained=false") from None
+        raise RunError(f"ImageNet weights of {config.backbone} cannot be fetched ({error}); go online once, or set pretrained=false") from None
     _grey_stem(body)
-    if output_stride == 16:
+    if config.output_stride == 16:
         _keep_last_stride(body)
-    net = StagingNet(body, channels, stages, dropout, bf16)
+    net = StagingNet(body, Head(channels, stages, config.dropout), bf16)
     return net.to(memory_format=torch.channels_last)
 
 

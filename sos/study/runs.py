@@ -19,7 +19,7 @@ from ..errors import RunError
 from ..stages import StagingScheme, get_scheme
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_TRAINING_CODE = ("method", "cohort/views.py", "study/training.py")
+_TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def load_network(path: Path, config: RunConfig, stages: int, device="cpu"):
         raise RunError(f"{path}: the weights of this run were not kept; train it again with `sos train {config.role}`") from None
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: not readable as safetensors ({error}); copy or train the run again") from None
-    net = build(config.backbone, stages, output_stride=config.output_stride, dropout=config.dropout)
+    net = build(config, stages)
     try:
         net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:
@@ -158,3 +158,62 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+RELEASED = _PACKAGE / "weights"  # the student that ships with the package
+RELEASE_LIMIT_MB = 12
+
+
+def release(run: Run) -> Path:
+    """Make `run`, a student, the one that ships with the package: weights, record and model card. Returns their folder.
+
+    Raises RunError for another role, for a run without weights, or for weights above RELEASE_LIMIT_MB.
+    """
+    import shutil
+
+    if run.config.role != "student":
+        raise RunError(f"{run.name}: only a student is released; this is a {run.config.role}")
+    if not run.weights.is_file():
+        raise RunError(f"{run.name}: its weights were not kept; train it again with `sos train student`")
+    size_mb = run.weights.stat().st_size / 1e6
+    if size_mb > RELEASE_LIMIT_MB:
+        raise RunError(f"{run.name}: {size_mb:.1f} MB of weights; a release holds at most {RELEASE_LIMIT_MB} MB, choose a smaller backbone")
+    RELEASED.mkdir(exist_ok=True)
+    shutil.copyfile(run.weights, RELEASED / "student.safetensors")
+    record = run.record | {"run": run.name, "profile": run.path.parents[1].name, "metrics": run.metrics, "environment": run.environment,
+                           "held_out": len(run.test)}
+    (RELEASED / "student.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RELEASED / "MODEL_CARD.md").write_text(model_card(record))
+    return RELEASED
+
+
+def model_card(record: dict) -> str:
+    """The model card of a released student, every number from its run's record."""
+    people = "virtual patients" if record["virtual"] else "patients"
+    names = {"accuracy": "accuracy", "f1": "F1 (weighted)", "kappa": "quadratic weighted kappa", "stage_error": "mean absolute stage error",
+             "within_one": "within one stage", "auroc": "AUROC", "ece": "expected calibration error", "pointing": "Grad-CAM peak inside the box"}
+    rows = "\n".join(f"| {title} | {m['value']:.3f} | {m['low']:.3f} to {m['high']:.3f} |" for name, title in names.items()
+                     if (m := record["metrics"].get(name)))
+    config, environment = record["config"], record["environment"]
+    warning = ("**Trained and tested on virtual patients only.** These figures say nothing about real images; on those its stages are a "
+               "demonstration." if record["virtual"] else "Trained and tested on the cohort of one group; test it on your own before any use.")
+    return f"""# Model card: released student
+
+{warning}
+
+- **What it is.** A {config['backbone']} that stages fusion of the spheno-occipital synchondrosis ({get_scheme(record['scheme']).source}) on a
+  whole mid-sagittal CBCT image, {config['frame_px']} px, trained by distillation from a teacher on crops.
+- **Training.** Run `{record['run']}` of the profile `{record['profile']}`: {record['patients']} {people} in all, {config['epochs']} epochs,
+  seed {config['seed']}, {environment['seconds']:.0f} s on {environment.get('gpu', environment['processor'])}, {environment['precision']};
+  torch {environment['torch']}, fastai {environment['fastai']}. Teacher: `{record['teacher']}`.
+- **Made by** `./run_all.sh --profile {record['profile']}`, then `sos release` with the folder of the run.
+- **Files.** `student.safetensors` (matrices in float16), `student.json` (configuration, data and code hashes, all metrics).
+
+| on {record['held_out']} held-out {people} | value | 95 % interval |
+|---|---|---|
+{rows}
+
+**Use it for** trying the software, teaching, and as a starting point for research.
+**Do not use it for** diagnosis, treatment planning, age estimation of a person, or any other decision about a person. It has no regulatory
+approval. It has not been validated on any population, scanner or age group of real patients.
+"""

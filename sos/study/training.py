@@ -16,8 +16,9 @@ from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
 from torch import nn
 
+from ..cohort.cameras import still_scene
 from ..cohort.manifest import BOX, Cohort, read_manifest
-from ..cohort.views import PixelStore, ViewLoader, open_store, still_scene
+from ..cohort.views import PixelStore, ViewLoader, open_store
 from ..config import Profile, RunConfig, get_profile, runs_dir
 from ..errors import ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
@@ -107,8 +108,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
     the deadline in $SOS_DEADLINE (Unix time).
     """
     torch.manual_seed(config.seed)
-    net = build(config.backbone, len(cohort.scheme), output_stride=config.output_stride, pretrained=config.pretrained, dropout=config.dropout,
-                bf16=use_bf16(config.precision, device)).to(device)
+    net = build(config, len(cohort.scheme), pretrained=config.pretrained, bf16=use_bf16(config.precision, device)).to(device)
     window = {}
     if teacher is not None:
         window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
@@ -174,7 +174,8 @@ class Checkpoints(Callback):
         if self.epoch + 1 == self.n_epoch:
             return
         opt = self.opt.state_dict()
-        state = {"net": self.model.state_dict(), "opt": {"state": list(opt["state"]), "hypers": [dict(h) for h in opt["hypers"]]},
+        hypers = [{name: v.item() if isinstance(v, np.generic) else v for name, v in group.items()} for group in opt["hypers"]]
+        state = {"net": self.model.state_dict(), "opt": {"state": list(opt["state"]), "hypers": hypers},
                  "history": self.history, "seconds": self.seconds}
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
@@ -230,7 +231,7 @@ def start_from(net: StagingNet, teacher: Run, config: RunConfig) -> None:
     """Copy the teacher's weights into a student of the same architecture. Raises ConfigError for another one."""
     if teacher.config.backbone != config.backbone:
         raise ConfigError(f"student_init = 'teacher' needs the teacher's backbone {teacher.config.backbone}, not {config.backbone}; use 'scratch'")
-    net.load_state_dict(load_network(teacher.weights, teacher.config, net.classifier.out_channels).state_dict())
+    net.load_state_dict(load_network(teacher.weights, teacher.config, net.head.classifier.out_channels).state_dict())
 
 
 def use_bf16(precision: str, device: str) -> bool:

@@ -1,0 +1,247 @@
+"""The command `sos`. Each command imports the room that does its work when it is called, so that `--help` answers at once."""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from . import __version__, config
+from .errors import OutOfTime, SOSError
+from .stages import BASSED5
+
+JSON_KEYS = ("path", "stage", "probabilities", "expected_stage", "uncertainty", "peak", "box", "warnings", "error")
+
+
+def phantom(args) -> int:
+    """Draw a virtual cohort as CT DICOM files, with boxes, masks and a manifest."""
+    from .phantom.write import write_cohort
+
+    print(write_cohort(args.out, args.patients, args.seed, progress=sys.stderr.isatty()))
+    return 0
+
+
+def audit(args) -> int:
+    """Check a cohort: exit 0 where it is clean, 1 with findings, 2 where it cannot be used."""
+    from tqdm import tqdm
+
+    from .cohort.audit import audit as check
+
+    with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check(args.manifest, progress=progress)
+    print(report.to_json() if args.json else audit_text(report))
+    return report.exit_code
+
+
+def audit_text(report) -> str:
+    """An audit's report as lines: counts first, then each finding with what to do about it."""
+    counts = report.counts
+    lines = [f"{report.manifest}: {counts['rows']} rows, {counts['patients']} patients, {counts['images_readable']} of {counts['images']} "
+             f"images readable; {counts['errors']} errors, {counts['warnings']} warnings"
+             + ("" if report.usable else "; this cohort cannot be used")]
+    for finding in json.loads(report.to_json())["findings"]:
+        place = f"row {finding['row']}, " if finding["row"] else ""
+        lines.append(f"{finding['severity']}: {place}{finding['file']}: {finding['what']}; {finding['advice']}")
+    return "\n".join(lines)
+
+
+def predict(args) -> int:
+    """Stage images: any DICOM file, folder with a DICOM series, PNG or JPEG; one row an input, exit 1 if any failed."""
+    from .predict import predict_paths
+
+    rows = predict_paths(args.paths, weights=args.weights, cam_dir=args.cam)
+    if sys.stderr.isatty() and (args.out or not sys.stdout.isatty()):
+        from tqdm import tqdm
+
+        rows = tqdm(rows, total=len(args.paths), unit="image")
+    failed = 0
+    with whole_file(args.out) as file:
+        if args.out or not args.json:
+            rows = tabled(rows, file)
+        for row in rows:
+            failed += bool(row["error"])
+            if args.json:
+                print(json.dumps({key: row[key] for key in JSON_KEYS}), flush=True)
+    if args.out:
+        print(f"{args.out}: {len(args.paths) - failed} of {len(args.paths)} staged", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def whole_file(out: str | None) -> Iterator:
+    """The text file `out`, which appears under its name when whole; standard output where `out` is None."""
+    if out is None:
+        yield sys.stdout
+        return
+    part = Path(out).with_name(f".part.{Path(out).name}")
+    try:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            yield file
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def tabled(rows: Iterable[dict], file) -> Iterator[dict]:
+    """Passes rows of `predict_paths` on and writes each to `file` as CSV; errors wait for the first row that tells how many stages."""
+    table, waiting = None, []
+    for row in chain(rows, [None]):
+        waiting += [row] if row else []
+        if table is None and (row is None or row["probabilities"]):
+            stages = len(row["probabilities"]) if row else len(BASSED5)
+            table = csv.DictWriter(file, list(csv_row(dict.fromkeys(JSON_KEYS), stages)), lineterminator="\n")
+            table.writeheader()
+        if table:
+            table.writerows(csv_row(known, stages) for known in waiting)
+            waiting.clear()
+            file.flush()
+        if row:
+            yield row
+
+
+def csv_row(row: dict, stages: int) -> dict:
+    """A row of `predict_paths` laid flat: path, stage, p1…, expected_stage, uncertainty, peak and box in pixels, warnings, error."""
+
+    def spread(names, values, digits):
+        values = values or [None] * len(names)
+        return {name: "" if value is None else f"{value:.{digits}f}" for name, value in zip(names, values, strict=True)}
+
+    return {"path": row["path"], "stage": row["stage"], **spread([f"p{k + 1}" for k in range(stages)], row["probabilities"], 4),
+            **spread(["expected_stage", "uncertainty"], [row["expected_stage"], row["uncertainty"]], 3),
+            **spread(["peak_x", "peak_y"], row["peak"], 1), **spread(["box_x0", "box_y0", "box_x1", "box_y1"], row["box"], 1),
+            "warnings": "; ".join(row["warnings"] or []), "error": row["error"]}
+
+
+def train(args) -> int:
+    """Train one run of a profile, or find it where it is finished; prints its folder and its accuracy."""
+    profile, overrides = profile_of(args), config.parse_overrides(args.set)  # a slip is told before torch is loaded
+    from .study.training import train as fit
+
+    run = fit(args.role, profile, args.cohort, args.seed, overrides)
+    accuracy = run.metrics["accuracy"]
+    print(f"{run.path}\naccuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on held-out images")
+    return 0
+
+
+def grid(args) -> int:
+    """Train every run of a profile: teachers, baselines, students and ablations over all seeds; finished ones are found."""
+    profile = profile_of(args)
+    from .study.grid import run_grid
+
+    run_grid(profile, args.cohort)
+    return 0
+
+
+def release(args) -> int:
+    """Make the student of a run the weights that ship inside the package, with their model card."""
+    from .study.runs import Run
+    from .study.runs import release as ship
+
+    print(ship(Run(Path(args.run))))
+    return 0
+
+
+def show_config(args) -> int:
+    """Print every number of a profile as JSON."""
+    print(json.dumps(config.get_profile(profile_of(args)).resolved(), indent=2))
+    return 0
+
+
+def profile_of(args) -> str:
+    """The profile asked for, else what `run_all.sh` would take on this machine. Sets the deadline of `--stop-after` on the way."""
+    if getattr(args, "stop_after", None) is not None:
+        os.environ["SOS_DEADLINE"] = f"{time.time() + 60 * args.stop_after:.0f}"
+    if args.profile:
+        return config.get_profile(args.profile).name
+    from .steps import default_profile
+
+    return default_profile()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="sos", epilog="example: sos predict scan.dcm --cam pictures", description="Stages spheno-occipital "
+                                     "synchondrosis fusion on mid-sagittal CBCT images. For research and teaching, not for clinical decisions.")
+    parser.add_argument("--version", action="version", version=f"sos {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, do, example):
+        brief = do.__doc__.partition(":")[0].rstrip(".")
+        sub = commands.add_parser(name, help=brief, description=do.__doc__, epilog=f"example: {example}")
+        sub.set_defaults(do=do)
+        return sub
+
+    sub = command("phantom", phantom, "sos phantom cohort --patients 200 --seed 7")
+    sub.add_argument("out", metavar="OUT", help="folder of the new cohort")
+    sub.add_argument("--patients", type=int, default=96, help="default: %(default)s")
+    sub.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+
+    sub = command("audit", audit, "sos audit cohort/manifest.csv")
+    sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
+    sub.add_argument("--json", action="store_true", help="one JSON object in place of text")
+
+    sub = command("predict", predict, "sos predict scan.dcm series/ slice.png --out stages.csv --cam pictures")
+    sub.add_argument("paths", metavar="PATH", nargs="+", help="DICOM file, folder with a DICOM series, PNG or JPEG")
+    sub.add_argument("--weights", metavar="RUN", help="folder of a run (default: the best student under runs/, else the released one)")
+    sub.add_argument("--out", metavar="CSV", help="write the table to this file, not to standard output")
+    sub.add_argument("--cam", metavar="DIR", help="also draw where the network looked, one picture an input")
+    sub.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+    def study_options(sub):
+        sub.add_argument("--profile", help="smoke, quick or paper (default: paper with a CUDA device, else quick)")
+        sub.add_argument("--cohort", default="", metavar="MANIFEST", help="your own cohort in place of the virtual one")
+        sub.add_argument("--stop-after", type=float, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
+
+    sub = command("train", train, "sos train student --profile quick --seed 1 --set w_attn=0.5 --set lr=1e-3")
+    sub.add_argument("role", choices=config.ROLES, help="teacher: expert's crop; baseline: full image; student: full image, distilled")
+    study_options(sub)
+    sub.add_argument("--seed", type=int, help="default: the profile's first")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; `sos config` lists them")
+
+    study_options(command("grid", grid, "sos grid --profile paper --stop-after 60"))
+
+    sub = command("release", release, "sos release runs/paper/models/student-0123456789ab")
+    sub.add_argument("run", metavar="RUN", help="folder of a student's run")
+
+    sub = command("config", show_config, "sos config paper")
+    sub.add_argument("profile", nargs="?", metavar="PROFILE", help="default: paper with a CUDA device, else quick")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: of this process); returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        status = args.do(args)
+        sys.stdout.flush()
+        return status
+    except OutOfTime as error:
+        print(error, file=sys.stderr)
+        return 0
+    except SOSError as error:
+        print(f"sos: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # no space, no permission, a folder in place of a file
+        if error.filename is None:
+            raise
+        print(f"sos: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Two cameras on one scene: a random geometric transform is drawn for each patient; the *frame* camera shows the whole transformed image, the
+*window* camera the expert's box of the same transformed scene. Each samples the native pixels once.
+
+Coordinates: *native* pixels, (x, y) with the centre of the first pixel at (0.5, 0.5); *frame* coordinates in [0, 1]², the square picture
+that a full-image network sees, the whole native image centred in it with its longer side filling it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..config import RunConfig
+
+MEAN, STD = 0.35, 0.25  # of grey values in a frame, roughly: networks see (grey - MEAN) / STD
+FINE = 2  # samples a picture pixel along each side; a frame pixel spans 2 to 4 native ones
+
+
+def reduce_to(image, native_px: int) -> tuple[np.ndarray, float, float]:
+    """A GreyImage as (h, w) uint8 with its longer side at most `native_px`; with it, stored over decoded pixels, and mm a stored pixel (nan
+    where unknown)."""
+    grey = torch.from_numpy(np.ascontiguousarray(image.pixels))[None, None]
+    scale = min(1.0, native_px / max(grey.shape[2:]))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in grey.shape[2:]]
+        grey = F.interpolate(grey, size=size, mode="bilinear", antialias=True, align_corners=False)
+    spacing = float("nan") if image.spacing_mm is None else image.spacing_mm / scale
+    return (grey[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy(), scale, spacing
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where each frame of a batch lies on its native image: native = centre + matrix · (frame - 0.5).
+
+    matrix: (b, 2, 2), native pixels a frame; centre: (b, 2) native (x, y) of the frame's middle.
+    """
+
+    matrix: torch.Tensor
+    centre: torch.Tensor
+
+    def to_native(self, points: torch.Tensor) -> torch.Tensor:
+        """(b, n, 2) frame points to native pixels."""
+        return torch.einsum("bij,bnj->bni", self.matrix, points - 0.5) + self.centre[:, None]
+
+    def to_frame(self, points: torch.Tensor) -> torch.Tensor:
+        """(b, n, 2) native points to frame coordinates."""
+        return torch.einsum("bij,bnj->bni", torch.linalg.inv(self.matrix), points - self.centre[:, None]) + 0.5
+
+    def box_to_frame(self, boxes: torch.Tensor) -> torch.Tensor:
+        """(b, 4) native boxes x0, y0, x1, y1 to frame coordinates: centre moved, sides scaled. The box stays upright under rotation and
+        keeps its size, as an expert would draw it again in the turned image."""
+        centre = self.to_frame(((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None])[:, 0]
+        zoom = torch.linalg.det(self.matrix).abs().sqrt()  # native pixels along one frame side
+        half = (boxes[:, 2:] - boxes[:, :2]) / 2 / zoom[:, None]
+        return torch.cat([centre - half, centre + half], 1)
+
+
+def still_scene(sizes: torch.Tensor) -> Scene:
+    """The whole image (b, 2: height, width), upright and centred: what is seen in validation and in use."""
+    sizes = sizes.float()
+    side = sizes.amax(1)
+    return Scene(torch.eye(2, device=sizes.device) * side[:, None, None], sizes.flip(1) / 2)
+
+
+def random_scene(sizes: torch.Tensor, config: RunConfig, generator: torch.Generator) -> Scene:
+    """One random rotation, zoom, shift and mirror for each image, in the ranges of `config`."""
+    still = still_scene(sizes)
+    b, device = len(sizes), sizes.device
+    uniform = torch.rand(b, 5, generator=generator, device=device) * 2 - 1
+    angle = torch.deg2rad(config.rotate_deg * uniform[:, 0])
+    zoom = torch.exp(config.zoom * uniform[:, 1])
+    mirror = torch.where(uniform[:, 4] < 2 * config.flip - 1, -1.0, 1.0)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    turn = torch.stack([cos * mirror, -sin, sin * mirror, cos], 1).view(b, 2, 2) / zoom[:, None, None]
+    matrix = still.matrix @ turn
+    shift = config.shift * uniform[:, 2:4]
+    return Scene(matrix, still.centre + torch.einsum("bij,bj->bi", matrix, shift))
+
+
+def square_window(boxes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """(b, 4) boxes to upright squares of the same centre whose side is `scale` times the longer side."""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) * scale / 2
+    return torch.cat([centre - half, centre + half], 1)
+
+
+def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None) -> torch.Tensor:
+    """Sample native pixels (b, 1, H, W) once into square pictures (b, 1, size_px, size_px): the frame, or the `window` (b, 4) of the frame.
+
+    Anti-aliased: FINE × FINE samples a picture pixel, averaged. Black outside the native image.
+    """
+    b, _, height, width = native.shape
+    span = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=native.device).expand(b, 4) if window is None else window
+    half, middle = (span[:, 2:] - span[:, :2]) / 2, (span[:, 2:] + span[:, :2]) / 2  # (b, 2) of the window in the frame
+    unit = 2 / torch.tensor([width, height], device=native.device)  # native pixels to -1..1 over the edges of the native array
+    matrix = unit[:, None] * scene.matrix * half[:, None, :]
+    offset = unit * scene.to_native(middle[:, None])[:, 0] - 1
+    side = size_px * FINE
+    grid = F.affine_grid(torch.cat([matrix, offset[:, :, None]], 2), [b, 1, side, side], align_corners=False)
+    return F.avg_pool2d(F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False), FINE)
+
+
+@dataclass(frozen=True)
+class Light:
+    """How bright, contrasty and noisy a scene is: the same for both cameras."""
+
+    gain: torch.Tensor  # (b, 1, 1, 1), and so the others
+    offset: torch.Tensor
+    gamma: torch.Tensor
+    noise: torch.Tensor
+
+    @classmethod
+    def random(cls, b: int, config: RunConfig, generator: torch.Generator, device) -> "Light":
+        uniform = torch.rand(4, b, 1, 1, 1, generator=generator, device=device) * 2 - 1
+        return cls(torch.exp(config.gain * uniform[0]), config.offset * uniform[1], torch.exp(config.gamma * uniform[2]),
+                   config.noise * (uniform[3] + 1) / 2)
+
+    def shine(self, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Grey values in [0, 1] under this light, in [0, 1] again."""
+        noise = torch.randn(picture.shape, generator=generator, device=picture.device)
+        lit = picture.clamp_min(1e-4) ** self.gamma
+        return ((lit - 0.5) * self.gain + 0.5 + self.offset + self.noise * noise).clamp(0, 1)
+
+
+def normalise(picture: torch.Tensor) -> torch.Tensor:
+    """Grey values in [0, 1] to what networks see."""
+    return (picture - MEAN) / STD

@@ -1,0 +1,170 @@
+"""What experts say about a cohort after they looked: an append-only `reviews.csv` that two people can write to side by side.
+
+Nothing in it is ever changed. A later review of the same field of the same patient stands in for an earlier one; the history
+stays. """
+
+import csv
+import fcntl
+import io
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import CohortError
+from ..stages import StagingScheme
+from .manifest import BOX
+
+COLUMNS = ("when", "who", "patient_id", "field", "value", "note")
+FIELDS = ("box", "stage", "exclude", "note")
+CHANGES = ("patient_id", "field", "before", "after", "who", "when", "outcome")
+
+
+def add_review(path, who: str, patient_id: str, field: str, value=None, note: str = "", when: datetime | None = None) -> None:
+    """Append one review to `path`, which is made where there is none.
+
+    `field` and `value`: 'box' with (x0, y0, x1, y1) in pixels of the decoded image, 'stage' with a label of the scheme, 'exclude'
+    with 'yes' or 'no', 'note' with nothing. `when` is now unless given; both in UTC. One line is written in one go while the file
+    is locked, so that people on one file system do not cut into each other's lines. Raises CohortError for a review that
+    `read_reviews` would refuse. """
+    when = when or datetime.now(timezone.utc)
+    if when.tzinfo is None:
+        raise CohortError("a review needs a time with its time zone; leave `when` out for now")
+    stamp = when.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    if field == "box" and value is not None and not isinstance(value, str):
+        value = " ".join(f"{float(edge):g}" if float(edge) == round(float(edge), 2) else f"{float(edge):.2f}" for edge in value)
+    line = [stamp, *(" ".join(str("" if text is None else text).split()) for text in (who, patient_id, field, value, note))]
+    if reason := _fault(line):
+        raise CohortError(f"review of patient '{line[2]}': {reason}")
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CohortError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the handle closes
+        size = os.fstat(handle).st_size
+        text = io.StringIO()
+        if size and os.pread(handle, 1, size - 1) != b"\n":  # an editor left the last line open
+            text.write("\n")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([COLUMNS, line] if not size else [line])
+        data = text.getvalue().encode("utf-8", "replace")  # half a surrogate pair has no bytes
+        if os.write(handle, data) != len(data):
+            raise CohortError(f"{path}: the disk is full; the review was cut off, take its last line out")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_reviews(path) -> pd.DataFrame:
+    """All reviews in `path`, oldest first: `when` (UTC time), who, patient_id, field, value, note; the index is the line in the
+    file.
+
+    A missing file holds no review. Raises CohortError naming file and line for a line that is no review.
+    """
+    path = Path(path)
+    records, lines = [], []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for fields in reader:
+                if reader.line_num == 1 and tuple(fields) != COLUMNS:
+                    raise CohortError(f"{path}, line 1: not a file of reviews; its columns are {', '.join(COLUMNS)}")
+                if reader.line_num == 1 or not fields:
+                    continue
+                if reason := _fault(fields):
+                    raise CohortError(f"{path}, line {reader.line_num}: {reason}")
+                records.append([datetime.fromisoformat(fields[0]).astimezone(timezone.utc), *fields[1:]])
+                lines.append(reader.line_num)
+    except FileNotFoundError:
+        pass  # nobody has reviewed anything yet
+    except OSError as error:
+        raise CohortError(f"{path}: cannot be read ({error.strerror})") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        reason = f"not readable as CSV in UTF-8 ({type(error).__name__})"
+        raise CohortError(f"{path}, line {reader.line_num + 1}: {reason}; mend this line") from None
+    reviews = pd.DataFrame(records, columns=list(COLUMNS), index=pd.Index(lines, name="line", dtype=int), dtype=object)
+    reviews["when"] = pd.to_datetime(reviews["when"], utc=True)
+    reviews.attrs["path"] = str(path)
+    return reviews.sort_values("when", kind="stable")
+
+
+def _fault(fields: list[str]) -> str:
+    """What is wrong with the fields of one line and how to mend it, or an empty text."""
+    if len(fields) != len(COLUMNS):
+        return f"{len(fields)} fields instead of {len(COLUMNS)} ({', '.join(COLUMNS)})"
+    when, who, patient_id, field, value, note = fields
+    try:
+        if datetime.fromisoformat(when).tzinfo is None:
+            return f"the time '{when}' has no time zone; write it as 2025-01-31T12:00:00+00:00"
+    except ValueError:
+        return f"'{when}' is no time; write it as 2025-01-31T12:00:00+00:00"
+    if not who or not patient_id:
+        return "who and patient_id must not be empty; say who reviewed whom"
+    if field not in FIELDS:
+        return f"the field '{field}' is unknown; use {', '.join(FIELDS)}"
+    if field == "box" and _box(value) is None:
+        return f"the box '{value}' must be four numbers x0 y0 x1 y1 with x1 > x0 and y1 > y0"
+    if field == "stage" and not value.removeprefix("-").isdecimal():
+        return f"the stage '{value}' must be a whole number, a label of the scheme"
+    if field == "exclude" and value not in ("yes", "no"):
+        return f"exclude must be yes or no, not '{value}'"
+    if field == "note" and not note:
+        return "a note must not be empty"
+    return ""
+
+
+def _box(text: str) -> tuple[float, ...] | None:
+    try:
+        edges = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        return None
+    if len(edges) != 4 or not np.isfinite(edges).all() or edges[2] <= edges[0] or edges[3] <= edges[1]:
+        return None
+    return edges
+
+
+def apply_reviews(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingScheme) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table as the experts want it, and what was changed.
+
+    For each patient the last box and the last stage count, and the last word on exclusion; neither argument is changed. Returns
+    the table without the rows of excluded patients (a `target` column, the stage counted from 0, follows the stage), and the
+    changes: patient_id, field, before, after, who, when, outcome ('changed', 'unchanged', 'excluded' or 'not in the table').
+    Raises CohortError for a stage outside the scheme and for a box of a patient with several images, of which it names only one;
+    both with file and line. """
+    table = table.copy()
+    columns = [name for name in (*BOX, "stage") if name in table]
+    table[columns] = table[columns].astype({name: float if name in BOX else table[name].dtype for name in columns})
+    source = reviews.attrs.get("path", "reviews")
+    changes, excluded = [], []
+    acting = reviews[reviews["field"] != "note"].sort_values("when", kind="stable")
+    for (patient, field), group in acting.groupby(["patient_id", "field"], sort=True):
+        line, last = group.index[-1], group.iloc[-1]
+        rows = table.index[table["patient_id"].astype(str) == patient]
+        before, after, outcome = "", last["value"], "not in the table"
+        if field == "stage" and int(after) not in scheme.labels:
+            known = ", ".join(map(str, scheme.labels))
+            raise CohortError(f"{source}, line {line}: stage {after} of patient {patient} is not in the scheme '{scheme.name}' "
+                              f"({known}); correct it with another review")
+        if len(rows) and field == "box":
+            if len(rows) > 1:
+                raise CohortError(f"{source}, line {line}: patient {patient} has {len(rows)} images, so it is unclear whose box "
+                                  f"this is; correct the manifest instead")
+            before = " ".join(f"{edge:g}" for edge in table.loc[rows[0], BOX])
+            table.loc[rows[0], BOX] = _box(after)
+            after = " ".join(f"{edge:g}" for edge in table.loc[rows[0], BOX])
+        elif len(rows) and field == "stage":
+            before = " ".join(str(label) for label in dict.fromkeys(table.loc[rows, "stage"]))
+            table.loc[rows, "stage"] = int(after)
+            if "target" in table:
+                table.loc[rows, "target"] = scheme.index(after)
+        elif len(rows) and after == "yes":
+            excluded.extend(rows)
+        if len(rows):
+            changed = before != after if field != "exclude" else after == "yes"
+            outcome = ("excluded" if field == "exclude" else "changed") if changed else "unchanged"
+        changes.append([patient, field, before, after, last["who"], last["when"], outcome])
+    return table.drop(index=excluded), pd.DataFrame(changes, columns=list(CHANGES))

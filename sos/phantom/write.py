@@ -1,0 +1,219 @@
+"""A virtual cohort on disk: one CT DICOM file and one mask a patient, and a manifest beside them.
+
+Everything is a function of the seed and the patient's index: same seed, same bytes, whatever the number of workers.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import CohortError
+from . import anatomy, canvas, cranial_base, face, population, scanner
+from .anatomy import Section, draw_section
+from .population import Person, draw_person
+from .scanner import Exposure, draw_exposure, expose
+
+COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device",
+           "cohort_kind", "stage_true", "rater_1", "rater_2", "rater_3", "closed", "gap_mm", "scar", "maturity_y", "joint_x",
+           "joint_y", "pitch_deg", "off_mm")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One drawn patient: `pixels` (h, w) int16 grey values, `mask` (h, w) bool of the joint, `box` (x0, y0, x1, y1) in pixels,
+    the truth."""
+
+    seed: int
+    index: int
+    person: Person
+    exposure: Exposure
+    section: Section
+    pixels: np.ndarray
+    mask: np.ndarray
+    box: tuple[float, float, float, float]
+    joint_px: tuple[float, float]
+
+    @property
+    def patient_id(self) -> str:
+        return patient_id(self.seed, self.index)
+
+
+def patient_id(seed: int, index: int) -> str:
+    """Anonymous identifier of one virtual patient."""
+    return f"V{seed:04d}-{index:05d}"
+
+
+def draw_patient(seed: int, index: int) -> Patient:
+    """Draw patient `index` of the cohort `seed`: person, anatomy, scan, expert's box."""
+    who, what, how = np.random.default_rng([seed, index]).spawn(3)
+    person = draw_person(seed, index, who)
+    exposure = draw_exposure(how)
+    section = draw_section(person, what, exposure.shape, exposure.voxel_mm, exposure.pitch_deg, exposure.joint_px,
+                           exposure.off_mm)
+    pixels = expose(section.hu, exposure, how, section.landmarks)
+    mask, box, (x, y) = section.joint, expert_box(section, exposure, how), section.landmarks["joint"]
+    if exposure.mirrored:
+        w = pixels.shape[1]
+        pixels, mask, box, x = np.ascontiguousarray(pixels[:, ::-1]), mask[:, ::-1], (w - box[2], box[1], w - box[0],
+                                                                                      box[3]), w - 1 - x
+    return Patient(seed, index, person, exposure, section, pixels, mask, box, (float(x), float(y)))
+
+
+def expert_box(section: Section, exposure: Exposure, rng) -> tuple[float, float, float, float]:
+    """Box round clivus and sphenoid body as a person drags it: (x0, y0, x1, y1), 12 to 27 % of the width, always holding the
+    joint."""
+    (h, w), mm = exposure.shape, exposure.voxel_mm
+    low, high = section.landmarks["extent"].min(0) - 2.0 / mm, section.landmarks["extent"].max(0) + 2.0 / mm
+    low, high = low + rng.normal(0, 1.2, 2) / mm, high + rng.normal(0, 1.2, 2) / mm
+    size = np.clip(high - low, 0.12 * w, 0.27 * w)
+    ys, xs = np.nonzero(section.joint)
+    middle = 0.5 * (low + high)
+    first = np.minimum(np.maximum(middle - size / 2, (xs.max() + 2 - size[0], ys.max() + 2 - size[1])),
+                       (xs.min() - 1, ys.min() - 1))
+    x0, y0 = np.clip(np.floor(first), 0, (w, h) - np.ceil(size))
+    x1, y1 = (x0, y0) + np.ceil(size)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def uid(*parts) -> str:
+    """Deterministic DICOM UID below 2.25 from `parts`."""
+    digest = hashlib.sha256("/".join(map(str, ("sos-phantom",) + parts)).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+
+
+def to_dicom(patient: Patient) -> bytes:
+    """The patient as a CT Image Storage file (explicit VR little endian, 16 bit, no dates, no names)."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    preset, mm = patient.exposure.preset, patient.exposure.voxel_mm
+    ds, meta = Dataset(), FileMetaDataset()
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = uid(patient.seed, patient.index, "instance")
+    ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ""
+    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "sos virtual scanner", preset.name
+    ds.PatientName, ds.PatientID = f"Virtual^{patient.patient_id}", patient.patient_id
+    ds.PatientSex, ds.PatientAge = patient.person.sex, f"{int(patient.person.age_y):03d}Y"
+    ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "virtual patient"
+    ds.SliceThickness, ds.KVP = f"{mm:g}", "90"
+    ds.StudyInstanceUID = uid(patient.seed, patient.index, "study")
+    ds.SeriesInstanceUID = uid(patient.seed, patient.index, "series")
+    ds.FrameOfReferenceUID = uid(patient.seed, patient.index, "frame")
+    ds.Laterality, ds.PatientPosition = "", "HFS"
+    ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber, ds.InstanceNumber, ds.PositionReferenceIndicator = "1", "1", "1", "1", ""
+    # columns run to the front (-y of the patient) in a head facing right, rows down (-z)
+    forward = 1 if patient.exposure.mirrored else -1
+    ds.ImageOrientationPatient = ["0", str(forward), "0", "0", "0", "-1"]
+    x, y = patient.joint_px  # the origin of the frame of reference is the joint
+    ds.ImagePositionPatient = [f"{patient.exposure.off_mm:.2f}", f"{-forward * x * mm:.2f}", f"{y * mm:.2f}"]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = patient.pixels.shape
+    ds.PixelSpacing = [f"{mm:g}", f"{mm:g}"]
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, preset.bits, preset.bits - 1, 0
+    ds.WindowCenter, ds.WindowWidth = "400", "3000"
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = str(preset.intercept), "1", "US"
+    stored = (patient.pixels.astype(np.int32) - preset.intercept).astype("<u2")
+    ds.PixelData = stored.tobytes()
+    ds["PixelData"].VR = "OW"
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, ds.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID, meta.ImplementationVersionName = uid("implementation"), "SOS_PHANTOM"
+    ds.file_meta = meta
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def write_patient(job: tuple[Path, int, int]) -> dict:
+    """Draw and write one patient; job is (cohort folder, seed, index). Returns the manifest row."""
+    out, seed, index = job
+    patient = draw_patient(seed, index)
+    person, exposure = patient.person, patient.exposure
+    image, mask = f"images/{patient.patient_id}.dcm", f"masks/{patient.patient_id}.png"
+    _replace(out / image, to_dicom(patient))
+    buffer = io.BytesIO()
+    Image.fromarray(patient.mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
+    _replace(out / mask, buffer.getvalue())
+    values = (patient.patient_id, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in patient.box), "",
+              mask, f"{exposure.voxel_mm:g}", exposure.preset.name, "virtual", person.fusion.stage, *person.raters,
+              f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}",
+              f"{person.maturity_y:.3f}", *(f"{v:.2f}" for v in patient.joint_px), f"{exposure.pitch_deg:.2f}",
+              f"{exposure.off_mm:.2f}")
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False) -> Path:
+    """Write a virtual cohort of `patients` to the folder `out` and return the path of its manifest.
+
+    Does nothing where the manifest exists with the same recipe (`cohort.json`: patients, seed, fingerprint of the drawing code).
+    `workers=None` uses all usable cores; the bytes do not depend on it. Raises CohortError for an impossible number or another
+    cohort's folder.
+    """
+    if patients < 1 or seed < 0:
+        raise CohortError(f"a virtual cohort needs patients >= 1 and seed >= 0, not {patients} and {seed}")
+    out = Path(out)
+    manifest, card = out / "manifest.csv", out / "cohort.json"
+    recipe = {"kind": "virtual", "patients": int(patients), "seed": int(seed), "fingerprint": fingerprint()}
+    if manifest.is_file() and card.is_file() and json.loads(card.read_text()) == recipe:
+        return manifest
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "masks").mkdir(exist_ok=True)
+    manifest.unlink(missing_ok=True)
+    _clear(out, {patient_id(seed, index) for index in range(patients)})
+    jobs = [(out, seed, index) for index in range(patients)]
+    # a pool takes about a second to start: not worth it for a few patients
+    workers = min(workers or len(os.sched_getaffinity(0)), -(-patients // 8))
+    if workers == 1:
+        rows = list(_watched(map(write_patient, jobs), patients, progress))
+    else:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            rows = list(_watched(pool.imap(write_patient, jobs, chunksize=8), patients, progress))
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    _replace(card, (json.dumps(recipe, indent=1) + "\n").encode())
+    _replace(manifest, text.getvalue().encode())
+    return manifest
+
+
+def fingerprint() -> str:
+    """Short hash of the code that draws, so that a changed phantom makes a new cohort."""
+    digest = hashlib.sha256()
+    for module in (population, canvas, cranial_base, face, anatomy, scanner):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _clear(out: Path, keep: set[str]) -> None:
+    """Remove images and masks that an earlier recipe or an interrupted run left in the cohort's folder."""
+    for path in [*(out / "images").iterdir(), *(out / "masks").iterdir()]:
+        name = re.fullmatch(r"\.?(V\d{4,}-\d{5})\.(dcm|png)(\.\d+)?", path.name)
+        if name and (name[1] not in keep or name[3]):
+            path.unlink()
+
+
+def _watched(rows, total, progress):
+    if not progress:
+        return rows
+    from tqdm.auto import tqdm
+
+    return tqdm(rows, total=total, unit="patient", desc="virtual cohort")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

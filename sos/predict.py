@@ -1,0 +1,153 @@
+"""From any image to a stage: one network, one forward pass, no crop and no detector."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from .cohort.cameras import camera, normalise, reduce_to, still_scene
+from .config import PROFILES, RunConfig, runs_dir
+from .errors import ImageError, RunError
+from .images.reader import GreyImage, read_image
+from .method.cam import enlarge, explain, peak
+from .method.models import StagingNet
+from .stages import StagingScheme, get_scheme
+from .study.runs import RELEASED, Run, find_runs, load_network
+
+NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
+REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
+WEAK_MASS = 1e-6  # below, the heat map is empty
+
+
+@dataclass(frozen=True)
+class Stager:
+    """A full-image network ready for use, with what is needed to read its answers."""
+
+    net: StagingNet
+    config: RunConfig
+    scheme: StagingScheme
+    source: str  # name of the run, or of the released student
+
+    def look(self, image: GreyImage) -> dict:
+        """Stage one image.
+
+        Returns stage (label), probabilities, expected_stage (mean label under the probabilities), uncertainty (entropy over its largest
+        value: 0 certain, 1 ignorant), peak (x, y) and box (x0, y0, x1, y1) in pixels of the image, and cam: the Grad-CAM (n, n) of the
+        decided stage over the square frame.
+        """
+        native, scale, _ = reduce_to(image, NATIVE_PX)
+        size = torch.tensor([native.shape])
+        scene = still_scene(size)
+        frame = normalise(camera(torch.from_numpy(native)[None, None].float(), scene, self.config.frame_px) / 255)
+        look, cam = explain(self.net, frame)
+        probabilities = look.logits[0].double().softmax(0).numpy()
+        points = [peak(cam)[0].tolist(), *region(enlarge(cam, self.config.frame_px)[0].numpy())]
+        x, y = (scene.to_native(torch.tensor([points]))[0] / scale).numpy().T
+        height, width = image.pixels.shape
+        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        labels = np.array(self.scheme.labels)
+        entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1))).sum() / math.log(len(labels))
+        seen = bool(cam.sum() > WEAK_MASS)
+        return {"stage": int(labels[probabilities.argmax()]), "probabilities": probabilities.tolist(),
+                "expected_stage": float(probabilities @ labels), "uncertainty": float(entropy),
+                "peak": [float(x[0]), float(y[0])] if seen else None,
+                "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam[0].numpy()}
+
+
+def region(cam: np.ndarray) -> list[list[float]]:
+    """Two corners, in [0, 1], of the connected part of a map (n, n) that is above REGION of its peak and holds the peak."""
+    parts, _ = ndimage.label(cam >= REGION * cam.max())
+    rows, columns = ndimage.find_objects(parts == parts[np.unravel_index(cam.argmax(), cam.shape)])[0]
+    return [[columns.start / cam.shape[1], rows.start / cam.shape[0]], [columns.stop / cam.shape[1], rows.stop / cam.shape[0]]]
+
+
+def load_stager(weights=None) -> Stager:
+    """The network that stages images: the run folder `weights`; where None the best student (by held-out accuracy) of `runs/paper`, else of
+    `runs/quick`, else the released one that ships with the package. Raises RunError for a folder without a run, or a crop teacher's."""
+    run = Run(Path(weights)) if weights else best_student()
+    if run is None:
+        record = released_record()
+        config, scheme = RunConfig(**record["config"]), get_scheme(record["scheme"])
+        return Stager(load_network(RELEASED / "student.safetensors", config, len(scheme)), config, scheme, f"released student {record['run']}")
+    if run.config.role == "teacher":
+        raise RunError(f"{run.name}: a teacher reads crops that a person draws; give the folder of a student or baseline")
+    return Stager(run.load(), run.config, run.scheme, run.name)
+
+
+def best_student() -> Run | None:
+    """The student with the best held-out accuracy under `runs/`, the paper profile's before quick's; None where there is none."""
+    for profile in ("paper", "quick"):
+        students = [run for run in find_runs(runs_dir(PROFILES[profile].name) / "models", "student") if run.weights.is_file()]
+        if students:
+            return max(students, key=lambda run: run.metrics["accuracy"]["value"])
+    return None
+
+
+def released_record() -> dict:
+    """What is known of the released student. Raises RunError where the package ships without one."""
+    try:
+        return json.loads((RELEASED / "student.json").read_text())
+    except OSError:
+        raise RunError("no trained student: run ./run_all.sh, or give --weights RUN") from None
+
+
+def predict_paths(paths: Iterable, weights=None, cam_dir=None) -> Iterator[dict]:
+    """Stage each path; yields one row an input, in order, with the keys of `sos predict --json`.
+
+    A path that cannot be read gives a row with `error` and does not stop the rest. With `cam_dir`, a picture of the heat map over each image
+    is written there. Raises RunError where the weights cannot be used.
+    """
+    stager = load_stager(weights)
+    if cam_dir is not None:
+        Path(cam_dir).mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(paths, 1):
+        row = {"path": str(path), "stage": None, "probabilities": None, "expected_stage": None, "uncertainty": None, "peak": None, "box": None,
+               "warnings": [], "error": None}
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            yield row | {"error": str(error)}
+            continue
+        answer = stager.look(image)
+        cam = answer.pop("cam")
+        warnings = list(image.record["warnings"])
+        if answer["box"] is None:
+            warnings.append("the network looked nowhere in particular; do not trust this stage")
+        if cam_dir is not None:
+            save_picture(Path(cam_dir) / f"{number:04d}_{Path(path).stem}.png", image, cam, answer, stager)
+        yield row | answer | {"warnings": warnings}
+
+
+def save_picture(path: Path, image: GreyImage, cam: np.ndarray, answer: dict, stager: Stager) -> None:
+    """The image beside its heat map, peak and box looked at, and the probabilities of the stages, as PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    height, width = image.pixels.shape
+    side = max(height, width)
+    frame = ((width - side) / 2, (width + side) / 2, (height + side) / 2, (height - side) / 2)  # the square frame in pixels of the image
+    fig = Figure(figsize=(8.4, 3.4), layout="constrained")
+    plain, seen, bars = fig.subplots(1, 3, width_ratios=(3, 3, 2))
+    for ax in (plain, seen):
+        ax.imshow(image.pixels, cmap="gray", vmin=0, vmax=1)
+        ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    seen.imshow(cam, cmap="inferno", alpha=0.45, extent=frame, interpolation="bilinear")
+    seen.set(xlim=(0, width), ylim=(height, 0))
+    if answer["box"]:
+        x0, y0, x1, y1 = answer["box"]
+        seen.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="cyan", linewidth=1.2))
+        seen.plot(*answer["peak"], "+", color="cyan", markersize=8)
+    plain.set_title(f"stage {answer['stage']}  (expected {answer['expected_stage']:.2f})", fontsize=9)
+    seen.set_title("Grad-CAM, its peak, and the box looked at", fontsize=9)
+    labels = [str(label) for label in stager.scheme.labels]
+    bars.barh(labels, answer["probabilities"], color="0.45")
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 1), xlabel="probability", ylabel="stage")
+    bars.tick_params(labelsize=8)
+    fig.supxlabel(f"{stager.source}; research use only", fontsize=7, color="0.4")
+    fig.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,0 +1,486 @@
+"""Figures: functions that take a cohort, tables or runs and return a matplotlib Figure in the look of a journal.
+
+Widths are those of a printed page (COLUMN, PAGE, in inches), so that type is 7 to 9 pt where it is read. Each figure states its n and, where
+the cohort is virtual, that its patients are virtual. A figure is closed before it is returned: a notebook shows it once, as a cell's value.
+"""
+
+import os
+from functools import wraps
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..cohort.manifest import Cohort
+from ..cohort.cameras import MEAN, STD
+from ..cohort.views import PixelStore, ViewLoader
+from ..config import RunConfig
+from ..method.cam import enlarge
+from ..stages import StagingScheme
+from .attention import CONTROLS, image_rows, look, pictures, still_pictures, windows
+from .describe import grey_histograms, image_table, source_windows
+from .metrics import probability_columns
+from .runs import Run
+from .training import Study, frame_boxes
+
+COLUMN, PAGE = 3.5, 7.2  # inches, one and two columns of a printed page
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.title_fontsize": 7, "legend.frameon": False, "figure.titlesize": 8, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2, "lines.markersize": 3.5, "patch.linewidth": 0.5, "figure.dpi": 140, "figure.constrained_layout.use": True,
+    "image.cmap": "gray", "image.interpolation": "bilinear", "figure.facecolor": "white", "pdf.fonttype": 42, "svg.fonttype": "none",
+}
+# Okabe and Ito's colours, told apart with any colour vision
+SEX_COLOURS = {"F": "#E69F00", "M": "#0072B2"}
+SEX_NAMES = {"F": "female", "M": "male"}
+ROLE_COLOURS = {"teacher": "#0072B2", "baseline": "#D55E00", "student": "#009E73"}
+ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student"}
+CONTROL_COLOUR, BOX_COLOUR, GREY = "#BBBBBB", "#56B4E9", "0.45"
+HEAT = "inferno"  # of heat maps
+
+
+def journal(draw):
+    """Draw in STYLE whatever the caller has set, and close the figure before it is returned."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        with plt.style.context(["default", STYLE]):
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()  # ticks are made in drawing, from the settings of that moment
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
+def save_figure(fig: Figure, path) -> Figure:
+    """Write `fig` as PNG at 200 dpi, the same bytes for the same figure, and return it. Written to a temporary name, renamed when whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with plt.style.context(["default", STYLE]):
+        fig.savefig(temporary, format="png", dpi=200, metadata={"Software": "sos"})
+    os.replace(temporary, path)
+    return fig
+
+
+def stage_colours(scheme: StagingScheme) -> list:
+    """One colour a stage, from light (open) to dark (fused): ordered, and even in lightness for any colour vision and in print."""
+    return [matplotlib.colors.to_hex(c) for c in plt.get_cmap("viridis_r")(np.linspace(0.04, 0.96, len(scheme)))]
+
+
+def people(virtual: bool, n: int) -> str:
+    """`1200 virtual patients`, `96 patients`."""
+    return f"{n} {'virtual patients' if virtual else 'patients'}"
+
+
+def _caption(fig: Figure, text: str) -> None:
+    fig.suptitle(fill(text, int(16.5 * fig.get_figwidth())), x=0.005, ha="left")
+
+
+def _tight(fig: Figure, pad: float = 0.02) -> None:
+    fig.get_layout_engine().set(w_pad=pad, h_pad=pad, wspace=0, hspace=0)
+
+
+def _letters(axes) -> None:
+    for letter, ax in zip("abcdefghij", axes):
+        ax.set_title(f"$\\bf{{{letter}}}$  {ax.get_title(loc='left')}", loc="left")
+
+
+def _of(run: Run) -> str:
+    table = run.test
+    return f"n = {people(run.record['virtual'], table['patient_id'].nunique())} held out"
+
+
+# --- the cohort ----------------------------------------------------------------------------------------------------------------------------
+@journal
+def ages(cohort: Cohort) -> Figure:
+    """Age by stage and sex, and the share of each stage by age for each sex."""
+    scheme, table = cohort.scheme, cohort.table.dropna(subset=["age_y"])
+    table = table[table["sex"].isin(SEX_COLOURS)].drop_duplicates(["patient_id", "stage"])
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.7), width_ratios=[1.5, 1, 1])
+    ax = axes[0]
+    rng = np.random.default_rng(0)
+    for sex, shift in zip(SEX_COLOURS, (-0.2, 0.2), strict=True):
+        values = [table.loc[(table["stage"] == label) & (table["sex"] == sex), "age_y"].to_numpy() for label in scheme.labels]
+        at = np.arange(len(scheme)) + shift
+        boxes = ax.boxplot(values, positions=at, widths=0.34, showfliers=False, patch_artist=True, medianprops={"color": "black"},
+                           boxprops={"facecolor": SEX_COLOURS[sex], "alpha": 0.4, "linewidth": 0.6})
+        for x, y in zip(at, values, strict=True):
+            ax.plot(x + rng.uniform(-0.11, 0.11, len(y)), y, ".", color=SEX_COLOURS[sex], ms=2.5 if len(table) < 400 else 1.4, zorder=3)
+        boxes["boxes"][0].set_label(SEX_NAMES[sex])
+    counts = table.groupby(["stage", "sex"]).size()
+    ticks = [[f"{label}", *(f"{sex} {counts.get((label, sex), 0)}" for sex in SEX_COLOURS)] for label in scheme.labels]
+    ax.set_xticks(range(len(scheme)), map("\n".join, ticks))
+    ax.set(xlabel="stage, and n", ylabel="age (years)", title="age by stage")
+    ax.legend(loc="lower right")
+    first, last = (int(np.floor(table["age_y"].min())), int(np.ceil(table["age_y"].max()))) if len(table) else (0, 1)
+    step = max(1, round((last - first) / 12))
+    edges = np.arange(first, last + step + 1e-9, step)
+    for ax, (sex, word) in zip(axes[1:], SEX_NAMES.items(), strict=True):
+        part = table[table["sex"] == sex]
+        share = np.stack([np.histogram(part.loc[part["stage"] == label, "age_y"], edges)[0] for label in scheme.labels]).astype(float)
+        share = np.divide(share, share.sum(0), out=np.zeros_like(share), where=share.sum(0) > 0)
+        base = np.zeros(len(edges) - 1)
+        for row, label, colour in zip(share, scheme.labels, stage_colours(scheme), strict=True):
+            ax.bar(edges[:-1], row, step, base, align="edge", color=colour, edgecolor="white", linewidth=0.4, label=f"{label}")
+            base += row
+        ax.set(xlabel="age (years)", ylim=(0, 1), xlim=(edges[0], edges[-1]))
+        ax.set_title(f"{word}, n = {len(part)}")
+        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes[1].set_ylabel(f"share of stages by {step}-year age group" if step > 1 else "share of stages by year of age")
+    axes[2].tick_params(labelleft=False)
+    axes[2].legend(title="stage", loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, handlelength=1)
+    _letters(axes)
+    _caption(fig, f"Ages by stage and sex: {people(cohort.virtual, table['patient_id'].nunique())} of known age and sex")
+    return fig
+
+
+@journal
+def image_properties(cohort: Cohort, store: PixelStore) -> Figure:
+    """Sizes, spacings, fields of view and grey values of the images, as decoded."""
+    table = image_table(cohort, store)
+    fig = plt.figure(figsize=(PAGE, 4.8))
+    above, below = fig.subfigures(2, 1)
+    axes = [*above.subplots(1, 3), *below.subplots(1, 3)]
+    sizes = table.groupby(["width_px", "height_px"]).size().reset_index(name="images")
+    axes[0].scatter(sizes["width_px"], sizes["height_px"], s=8 + 250 * sizes["images"] / len(table), color=ROLE_COLOURS["teacher"], alpha=0.5, lw=0)
+    axes[0].set(xlabel="width (px)", ylabel="height (px)", title="image size (area: images)")
+    axes[0].margins(0.15)
+    for ax, name, label, title, bins in ((axes[1], "spacing_mm", "pixel spacing (mm)", "spacing", 15),
+                                         (axes[2], "field_mm", "longer side (mm)", "field of view", 20)):
+        known = table[name].dropna()
+        if known.empty:
+            ax.text(0.5, 0.5, "unknown for all images", ha="center", va="center", transform=ax.transAxes, color=GREY)
+        else:
+            sns.histplot(x=known, bins=bins, color=ROLE_COLOURS["teacher"], alpha=1, edgecolor="white", ax=ax)
+        ax.set(xlabel=label, ylabel="images", title=f"{title}, n = {len(known)}")
+    share = 100 * grey_histograms(store)
+    centres = (np.arange(share.shape[1]) + 0.5) / share.shape[1]
+    low, middle, high = np.percentile(share, [5, 50, 95], axis=0)
+    axes[3].fill_between(centres, low, high, color=ROLE_COLOURS["teacher"], alpha=0.25, lw=0, label="5th to 95th percentile")
+    axes[3].plot(centres, middle, color=ROLE_COLOURS["teacher"], label="median over images")
+    axes[3].set(xlabel="grey value after mapping", ylabel="pixels (%)", yscale="log", title="intensity", xlim=(0, 1))
+    axes[3].legend(loc="upper right")
+    group = table["device"] if "device" in table else table["spacing_mm"].map(lambda mm: f"{mm:.2f} mm" if mm == mm else "unknown")
+    order = sorted(group.unique())
+    axes[4].boxplot([table.loc[group == key, "median_grey"] for key in order], positions=range(len(order)), tick_labels=order,
+                    orientation="horizontal", widths=0.7, patch_artist=True, boxprops={"facecolor": CONTROL_COLOUR, "linewidth": 0.6}, medianprops={"color": "black"},
+                    flierprops={"markersize": 1.5})
+    axes[4].set_ylim(len(order) - 0.5, -0.5)
+    axes[4].set(xlabel="median grey value after mapping", ylabel="", title="intensity by device" if "device" in table else "intensity by spacing")
+    source = source_windows(cohort)
+    keys = source["device"] if "device" in source else source["format"]
+    order = order if "device" in source else sorted(keys.unique())
+    for i, key in enumerate(order):
+        part = source[keys == key]
+        axes[5].hlines([i] * len(part), part["low"], part["high"], color=ROLE_COLOURS["baseline"], alpha=0.35, lw=1.5)
+        axes[5].plot(part["low"], [i] * len(part), "|k", part["high"], [i] * len(part), "|k", ms=5, mew=0.6)
+    axes[5].set_yticks(range(len(order)), order)
+    axes[5].set(xlabel="source grey value", title=f"black to white, n = {len(source)}")
+    axes[5].set_ylim(len(order) - 0.5, -0.5)
+    axes[5].tick_params(labelleft="device" not in source, left=False)
+    _letters(axes)
+    _caption(fig, f"Images of {people(cohort.virtual, cohort.table['patient_id'].nunique())}, n = {len(table)} images")
+    return fig
+
+
+@journal
+def image_grid(cohort: Cohort, store: PixelStore, pairs: int = 2, size_px: int = 320) -> Figure:
+    """Whole images with the expert's box, and below each the window that a teacher sees, in columns by stage."""
+    scheme = cohort.scheme
+    fig, axes = plt.subplots(2 * pairs, len(scheme), figsize=(PAGE, PAGE / len(scheme) * 2 * pairs + 0.5), squeeze=False)
+    _tight(fig)
+    for column, (label, name) in enumerate(zip(scheme.labels, scheme.names, strict=True)):
+        rows = example_rows(cohort, label, pairs)
+        for ax in axes[:, column]:
+            ax.set_axis_off()
+        axes[0, column].set_title(f"stage {label}: {name}", loc="center")
+        for i, row in enumerate(rows):
+            spot = windows(store, [row])
+            frame, crop = still_pictures(store, [row], size_px)[0].numpy(), still_pictures(store, [row], size_px, spot)[0].numpy()
+            top, below = axes[2 * i, column], axes[2 * i + 1, column]
+            top.imshow(frame, vmin=0, vmax=1, extent=(0, 1, 1, 0))
+            draw_box(top, frame_boxes(store, np.array([row]))[0])
+            below.imshow(crop, vmin=0, vmax=1, extent=(0, 1, 1, 0))
+            who = cohort.table.loc[row]
+            top.text(0.03, 0.03, " ".join(filter(None, [_text(who["sex"]), f"{who['age_y']:.1f} y" if who["age_y"] == who["age_y"] else ""])),
+                     color="white", fontsize=6.5, va="top", path_effects=[withStroke(linewidth=1.5, foreground="black")])
+            side_px = max(store.sizes[row]) * float(spot[0, 2] - spot[0, 0])
+            scale_bar(below, side_px * store.spacing_mm[row])
+    n = len({row for label in scheme.labels for row in example_rows(cohort, label, pairs)})
+    _caption(fig, f"Whole images with the expert's box (blue), and below each its square window; bar 10 mm where the spacing is known; "
+                  f"n = {people(cohort.virtual, n)}")
+    return fig
+
+
+def example_rows(cohort: Cohort, label: int, n: int, split: str = "") -> list[int]:
+    """Row numbers of `n` images of a stage, evenly spread over its ages (over the manifest where ages are unknown), in `split` or in all."""
+    part = cohort.table[cohort.table["stage"] == label]
+    part = (part[part["split"] == split] if split else part).sort_values("age_y", kind="stable")
+    places = np.unique(((np.arange(n) + 0.5) / n * len(part)).astype(int)) if len(part) else []
+    return [int(row) for row in part.index[places]]
+
+
+def draw_box(ax, box, **style) -> None:
+    """The outline of a box x0, y0, x1, y1 on `ax`."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **{"fill": False, "edgecolor": BOX_COLOUR, "linewidth": 1.0, **style}))
+
+
+def scale_bar(ax, side_mm: float, bar_mm: float = 10.0) -> None:
+    """A white bar of `bar_mm` in the lower left of a square picture with sides from 0 to 1 that spans `side_mm`; none where that is nan."""
+    if side_mm == side_mm:
+        ax.plot([0.05, 0.05 + bar_mm / side_mm], [0.95, 0.95], color="white", lw=1.6, solid_capstyle="butt")
+
+
+def _text(value) -> str:
+    return value if isinstance(value, str) else ""
+
+
+# --- training and decisions ----------------------------------------------------------------------------------------------------------------
+@journal
+def training_views(study: Study, config: RunConfig, pictures_each: int = 6) -> Figure:
+    """What a network of `config` is trained on: one training image a stage as it is, then under random transforms of the first epochs."""
+    cohort = study.cohort
+    rows = np.array([row for label in cohort.scheme.labels for row in example_rows(cohort, label, 1, "train")])
+    fig, axes = plt.subplots(len(rows), pictures_each, figsize=(PAGE, PAGE / pictures_each * len(rows) + 0.5), squeeze=False)
+    _tight(fig)
+    loader = ViewLoader(study.store, rows, config, training=True)
+    loader.generator.manual_seed(config.seed)
+    columns = [ViewLoader(study.store, rows, config, training=False).views(rows)[0], *(loader.views(rows)[0] for _ in range(pictures_each - 1))]
+    for j, views in enumerate(columns):
+        for i, view in enumerate(views):
+            axes[i, j].imshow((view[0] * STD + MEAN).clamp(0, 1).numpy(), vmin=0, vmax=1)
+            axes[i, j].set(xticks=[], yticks=[])
+            axes[i, j].spines[:].set_visible(False)
+        axes[0, j].set_title("as it is" if j == 0 else f"random {j}", loc="center")
+    for ax, row in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(f"stage {cohort.table.loc[row, 'stage']}")
+    _caption(fig, f"Training pictures of the {ROLE_NAMES[config.role]}; n = {people(cohort.virtual, len(rows))}")
+    return fig
+
+
+@journal
+def learning_curves(runs: dict[str, Run | list[Run]]) -> Figure:
+    """Loss and accuracy by epoch, one column a name; several runs of one name (seeds) as their mean and range."""
+    fig, axes = plt.subplots(2, len(runs), figsize=(COLUMN if len(runs) == 1 else PAGE, 3.6), sharex="col", sharey="row", squeeze=False)
+    for column, (name, group) in enumerate(runs.items()):
+        group = group if isinstance(group, list) else [group]
+        colour = ROLE_COLOURS.get(group[0].config.role, GREY)
+        histories = pd.concat([run.history for run in group])
+        for ax, series in ((axes[0, column], (("train_loss", "training", "--"), ("valid_loss", "validation", "-"))),
+                           (axes[1, column], (("valid_accuracy", "validation", "-"),))):
+            for key, label, line in series:
+                by_epoch = histories.groupby("epoch")[key]
+                ax.plot(by_epoch.mean(), line, color=colour, label=label, marker="o" if len(by_epoch) <= 15 else None)
+                if len(group) > 1:
+                    ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, lw=0)
+        valid = group[0].predictions.query("split == 'valid'")
+        axes[1, column].axhline(valid["target"].value_counts(normalize=True).max(), color=GREY, lw=0.8, ls=":", label="always the commonest stage")
+        axes[0, column].set_title(f"{name}, {len(group)} {'seed' if len(group) == 1 else 'seeds'}")
+        axes[1, column].set(xlabel="epoch", ylim=(0, 1))
+        axes[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[1, column].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes[0, 0].set_ylabel("loss (nats)")
+    axes[1, 0].set_ylabel("accuracy")
+    for ax in axes[:, -1]:
+        ax.legend(loc="best")
+    some = next(iter(runs.values()))
+    some = some[0] if isinstance(some, list) else some
+    counts = some.predictions["split"].value_counts()
+    _caption(fig, f"Learning curves; validation on {people(some.record['virtual'], counts.get('valid', 0))}")
+    return fig
+
+
+@journal
+def confusion_matrix(runs: dict[str, Run]) -> Figure:
+    """Held-out patients by the experts' stage (rows) and the network's decision (columns): counts, and % of the row as shade and number."""
+    fig, axes = plt.subplots(1, len(runs), figsize=(min(PAGE, 3.3 * len(runs)), 3.3 if len(runs) < 3 else 2.5), squeeze=False)
+    for ax, (name, run) in zip(axes[0], runs.items(), strict=True):
+        scheme, table = run.scheme, run.test
+        counts = pd.crosstab(table["stage"], table["decided"]).reindex(index=scheme.labels, columns=scheme.labels, fill_value=0).to_numpy()
+        percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        ax.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+        for (i, j), count in np.ndenumerate(counts):
+            colour = GREY if not count else "white" if percent[i, j] > 62 else "black"
+            ax.text(j, i, f"{count}\n{percent[i, j]:.0f} %" if count else "0", ha="center", va="center", fontsize=7, color=colour)
+        ticks = range(len(scheme))
+        ax.set_xticks(ticks, scheme.labels)
+        ax.set_yticks(ticks, [f"{label} {stage}\nn = {n}" for label, stage, n in zip(scheme.labels, scheme.names, counts.sum(1), strict=True)])
+        ax.set(xlabel="network's stage", title=f"{name}: {np.trace(counts)} of {counts.sum()} right")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    axes[0, 0].set_ylabel("experts' stage")
+    _caption(fig, f"Counts and % of each row; {_of(next(iter(runs.values())))}")
+    return fig
+
+
+@journal
+def error_gallery(study: Study, run: Run, n: int = 8) -> Figure:
+    """What the network saw of the held-out images it staged worst, with its probabilities; the most distant stage first, then the surest.
+
+    Where it made no error: its least certain right decisions.
+    """
+    scheme, table = run.scheme, run.test
+    shown, wrong = worst_decisions(run, n)
+    columns = 4
+    lines = -(-len(shown) // columns)
+    fig = plt.figure(figsize=(PAGE, 2.75 * lines + 0.4))
+    grid = fig.add_gridspec(2 * lines, columns, height_ratios=[3, 1] * lines)
+    rows = image_rows(study.cohort, shown["image"])
+    seen = pictures(study.store, rows, run)[:, 0].numpy()
+    colours = stage_colours(scheme)
+    for i, (_, case) in enumerate(shown.iterrows()):
+        ax = fig.add_subplot(grid[2 * (i // columns), i % columns])
+        ax.imshow(seen[i], vmin=0, vmax=1)
+        ax.set_axis_off()
+        ax.set_title(f"experts {case['stage']}, network {case['decided']}", loc="center")
+        bars = fig.add_subplot(grid[2 * (i // columns) + 1, i % columns])
+        p = case[probability_columns(table)].to_numpy(float)
+        drawn = bars.bar(range(len(p)), p, color=colours, width=0.8)
+        drawn[int(case["target"])].set(edgecolor="black", linewidth=1.2)
+        bars.set_xticks(range(len(p)), scheme.labels)
+        bars.set(ylim=(0, 1), yticks=(0, 0.5, 1), xlabel="stage" if i // columns == lines - 1 else "")
+        if i % columns == 0:
+            bars.set_ylabel("probability")
+        else:
+            bars.tick_params(labelleft=False)
+    what = f"{len(shown)} of {wrong} errors" if wrong else f"No error; the {len(shown)} least certain decisions"
+    _caption(fig, f"{what} on held-out images, outlined bar: experts' stage; {_of(run)}")
+    return fig
+
+
+def worst_decisions(run: Run, n: int) -> tuple[pd.DataFrame, int]:
+    """At most `n` rows of the test predictions, and the number of errors: the most distant stage first, then the surest; without any error the
+    least certain decisions."""
+    table = run.test
+    distance = (table[probability_columns(table)].to_numpy().argmax(1) - table["target"]).abs()
+    table = table.assign(distance=distance, confidence=table[probability_columns(table)].max(axis=1))
+    wrong = int((distance > 0).sum())
+    if wrong:
+        return table[distance > 0].sort_values(["distance", "confidence"], ascending=False, kind="stable").head(n), wrong
+    return table.sort_values("confidence", kind="stable").head(n), 0
+
+
+# --- attention -----------------------------------------------------------------------------------------------------------------------------
+@journal
+def cam_steps(picture, features, alpha, cam, n: int = 4) -> Figure:
+    """Grad-CAM taken apart for one image: the picture (s, s), the `n` channels (h, w) of `features` that push the score up most, and the map.
+
+    alpha: (c,) weights of the channels; features: (c, h, w); cam: (h, w).
+    """
+    gain = (alpha[:, None, None] * features).sum((1, 2))
+    top = gain.argsort(descending=True)[:n].tolist()
+    fig, axes = plt.subplots(1, n + 2, figsize=(PAGE, PAGE / (n + 2) + 0.75))
+    picture, features = picture.numpy(), features.numpy()
+    axes[0].imshow(picture, vmin=0, vmax=1)
+    axes[0].set_title("input", loc="center")
+    for ax, channel in zip(axes[1:], top):
+        ax.imshow(features[channel], cmap=HEAT, interpolation="nearest")
+        ax.set_title(f"channel {channel}\n$\\alpha$ = {float(alpha[channel]):.1e}", loc="center", fontsize=7)
+    axes[-1].imshow(picture, vmin=0, vmax=1)
+    overlay(axes[-1], cam, picture.shape[-1])
+    axes[-1].set_title("Grad-CAM", loc="center")
+    for ax in axes:
+        ax.set_axis_off()
+    _caption(fig, f"The {n} of {len(alpha)} channels that raise the explained score most, and the sum of all; n = 1")
+    return fig
+
+
+def overlay(ax, cam, size_px: int, extent=None) -> None:
+    """A heat map (h, w) over the picture on `ax`, as a share of its maximum, more opaque where it is larger."""
+    heat = enlarge(cam[None], size_px)[0]
+    heat = heat / heat.max().clamp_min(1e-12)
+    ax.imshow(heat.numpy(), cmap=HEAT, vmin=0, vmax=1, alpha=(0.75 * heat).numpy(), extent=extent)
+
+
+@journal
+def cam_panels(study: Study, teacher: Run, full_image: dict[str, Run], split: str = "test", size_px: int = 320) -> Figure:
+    """Grad-CAM of the decided stage on one held-out, un-augmented image a stage: full-image networks on the frame, the teacher on its window.
+
+    Each map is shown as a share of its own maximum, which stands below it on the raw scale.
+    """
+    cohort, store = study.cohort, study.store
+    rows = np.array([row for label in cohort.scheme.labels for row in example_rows(cohort, label, 1, split)])
+    names = ["full image", *full_image, "crop", ROLE_NAMES["teacher"]]
+    spots, boxes = windows(store, rows, teacher.config.window_scale), frame_boxes(store, rows)
+    frames, crops = still_pictures(store, rows, size_px).numpy(), still_pictures(store, rows, size_px, spots).numpy()
+    seen = {name: look(study, run, rows) for name, run in {**full_image, names[-1]: teacher}.items()}
+    fig, axes = plt.subplots(len(rows), len(names), figsize=(PAGE, (PAGE / len(names) + 0.13) * len(rows) + 0.9), squeeze=False)
+    _tight(fig)
+    for i, row in enumerate(rows):
+        for j, name in enumerate(names):
+            ax, on_crop = axes[i, j], name in ("crop", ROLE_NAMES["teacher"])
+            ax.imshow((crops if on_crop else frames)[i], vmin=0, vmax=1, extent=(0, 1, 1, 0))
+            if not on_crop:
+                draw_box(ax, boxes[i])
+            if name in seen:
+                decision, cam = seen[name]
+                overlay(ax, cam[i], size_px, (0, 1, 1, 0))
+                decided = cohort.scheme.labels[int(decision.logits[i].argmax())]
+                ax.set_xlabel(f"stage {decided}, max {float(cam[i].max()):.2g}", fontsize=6.5, labelpad=2)
+            if i == 0:
+                ax.set_title(name.replace(" network", "\nnetwork"), loc="center")
+            ax.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
+            ax.spines[:].set_visible(False)
+        axes[i, 0].set_ylabel(f"stage {cohort.table.loc[row, 'stage']}")
+    bar = fig.colorbar(matplotlib.cm.ScalarMappable(cmap=HEAT), ax=axes, orientation="horizontal", shrink=0.35, aspect=30, pad=0.01)
+    bar.set_label("Grad-CAM over its maximum")
+    _caption(fig, f"Held-out images, not augmented; below each map the decision and the map's raw maximum; n = {people(cohort.virtual, len(rows))}")
+    return fig
+
+
+@journal
+def localisation_bars(table: pd.DataFrame, virtual: bool) -> Figure:
+    """Means with 95 % intervals of pointing, energy and IoU, a bar a source: networks, then controls. table: `attention.summary`."""
+    titles = {"pointing": "peak inside the box", "energy": "share of the map in the box", "iou": "IoU of box and map"}
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 0.33 * table["source"].nunique() + 1.25), sharey=True)
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        part = table[table["metric"] == metric]
+        ax.barh(part["source"], part["value"], color=[source_colour(s) for s in part["source"]], height=0.65)
+        ax.errorbar(part["value"], part["source"], xerr=[part["value"] - part["low"], part["high"] - part["value"]], fmt="none", ecolor="black",
+                    elinewidth=0.8, capsize=2)
+        for _, row in part.iterrows():
+            ax.text(row["high"] + 0.03, row["source"], f"{row['value']:.2f}", va="center", fontsize=6.5)
+        ax.set(title=title, xlim=(0, 1.15), xticks=np.linspace(0, 1, 5), xlabel="share" if metric != "iou" else "intersection over union")
+    axes[0].invert_yaxis()
+    axes[0].tick_params(axis="y", length=0)
+    _letters(axes)
+    _caption(fig, f"Grad-CAM of full-image networks and controls against the expert's box, mean and 95 % interval; "
+                  f"n = {people(virtual, int(table['n'].iloc[0]))} held out")
+    return fig
+
+
+@journal
+def joint_distances(table: pd.DataFrame, virtual: bool) -> Figure:
+    """Cumulated share of held-out images by the distance from the map's peak to the centre of the joint. table: `attention.joint_distances`."""
+    fig, ax = plt.subplots(figsize=(PAGE, 2.6))
+    lines = dict(zip(CONTROLS, ((0, (8, 2)), (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1))), strict=True))
+    for source, part in table.groupby("source", sort=False):
+        mm = np.sort(part["joint_mm"].dropna())
+        if len(mm):
+            ax.step(np.concatenate([[0], mm]), np.arange(len(mm) + 1) / len(mm), where="post", label=f"{source} (median {np.median(mm):.0f} mm)",
+                    color=GREY if source in CONTROLS else source_colour(source), ls=lines.get(source, "-"), lw=1.1 if source in CONTROLS else 1.6)
+    ax.set(xlabel="distance from the peak to the centre of the joint (mm)", ylabel="held-out images", ylim=(0, 1.01), xlim=(0, None))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    if ax.lines:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        ax.text(0.5, 0.5, "joint or spacing unknown", ha="center", va="center", transform=ax.transAxes, color=GREY)
+    _caption(fig, f"How far from the joint attention peaks; n = {people(virtual, table['patient_id'].nunique())} held out")
+    return fig
+
+
+def source_colour(name: str) -> str:
+    """The colour of a network's or a control's bar and line."""
+    return next((ROLE_COLOURS[role] for role, spoken in ROLE_NAMES.items() if spoken == name), CONTROL_COLOUR)

@@ -1,0 +1,84 @@
+"""Every run of a profile: which there are and what each needs (`plan`), making them (`run_grid`), finding those on disk (`find`).
+
+The plan is data and knows nothing of how it is carried out: one process, several, or a cluster can work through the same list.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..config import Profile, RunConfig
+from .runs import Run, find_runs, run_name, training_code
+from .training import Study
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made. `needs`: places in the plan of the jobs that must be finished before; always earlier ones."""
+
+    config: RunConfig
+    keep_weights: bool = True
+    needs: tuple[int, ...] = ()
+
+
+def plan(profile: Profile) -> list[Job]:
+    """All runs of a profile, each once: teachers, baselines and students of all seeds, then ablations, whose weights nobody needs.
+
+    A student needs the teacher of its seed. An ablation that equals a main run is that run.
+    """
+    main = [profile.run(role, seed) for role in ("teacher", "baseline", "student") for seed in profile.seeds]
+    varied = [config for configs in profile.ablations().values() for config in configs]
+    taught = [profile.run("teacher", config.seed) for config in varied if config.role == "student"]  # of seeds only ablations use
+    kept = list(dict.fromkeys(main + taught))
+    kept.sort(key=lambda config: ("teacher", "baseline", "student").index(config.role))
+    order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
+    jobs = []
+    for config in order:
+        needs = (order.index(profile.run("teacher", config.seed)),) if config.role == "student" else ()
+        jobs.append(Job(config, config in kept, needs))
+    return jobs
+
+
+def run_grid(profile: str | Profile, cohort: str = "", progress: Callable[[int, int], None] | None = None) -> list[Run]:
+    """Make every run of a profile on a cohort, one after the other, and return them in the order of the plan.
+
+    Finished runs are found on disk, an unfinished one goes on from its last epoch. `progress(done, total)` is called after each run.
+    Raises OutOfTime where the deadline of `--stop-after` comes first; the next call goes on from there.
+    """
+    study = Study(profile, cohort)
+    jobs, runs = plan(study.profile), []
+    for job in jobs:
+        runs.append(study.obtain(job.config, keep_weights=job.keep_weights))
+        if progress is not None:
+            progress(len(runs), len(jobs))
+    return runs
+
+
+def find(study: Study, configs: list[RunConfig]) -> list[Run]:
+    """Those runs of `configs` that are finished on disk, in order. Trains nothing and draws no cohort.
+
+    Only runs of the present training code count, on the study's cohort where it is there, else on that of the newest run.
+    """
+    data = _data(study)
+    runs = []
+    for config in configs if data else []:
+        teacher = find(study, [study.profile.run("teacher", config.seed)]) if config.role == "student" else None
+        if teacher == []:
+            continue
+        name = run_name(config, data, study.profile.scheme, teacher[0].name if teacher else None)
+        path = study.folder / "models" / name
+        if (path / "config.json").is_file():
+            runs.append(Run(path))
+    return runs
+
+
+def has_cohort(study: Study) -> bool:
+    """Whether the study's images are there, so that nothing would have to be drawn."""
+    return study.manifest is not None or (study.folder / "cohort" / "manifest.csv").is_file()
+
+
+def _data(study: Study) -> str | None:
+    if has_cohort(study):
+        return study.store.digest
+    code = training_code()
+    known = [run for run in find_runs(study.folder / "models") if run.record["code"] == code]
+    return known[-1].record["data"] if known else None

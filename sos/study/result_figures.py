@@ -1,0 +1,350 @@
+"""Figures of the method and its results: shared scene, three terms, models, ablations, the main figure; and all figures by name."""
+
+from collections.abc import Callable
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..cohort.cameras import MEAN, STD
+from ..cohort.views import ViewLoader
+from ..method.cam import unit_mass
+from ..method.distill import TERMS
+from . import attention, figures
+from .attention import look, still_pictures, windows
+from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, _caption, _letters, _tight, draw_box,
+                      example_rows, journal, overlay, people)
+from .results import METRIC_NAMES, SIGNIFICANT, Results, Table, closed, p_written, summarise, written
+from .runs import Run
+from .tables import FULL, ablation, controls
+from .training import Study, frame_boxes
+
+MODELS = ("baseline", "student", "teacher")  # in the order of what they are given
+SHORT = {"baseline": "plain\nnetwork", "student": "distilled\nstudent", "teacher": "crop\nteacher"}
+FULL_SIDE = (0, 1, 1, 0)  # extent of a square picture in frame coordinates
+WRONG = "#F5C06B"  # amber, behind a wrong decision
+
+
+# --- the method --------------------------------------------------------------------------------------------------------------
+@journal
+def shared_scene(study: Study, teacher: Run, seed: int = 0) -> Figure:
+    """One scene, two cameras: a training image of each stage as stored, then what the student and the teacher see of it under one
+    random transform. The window (blue) is the same place in both."""
+    cohort, store = study.cohort, study.store
+    rows = np.array([row for label in cohort.scheme.labels for row in example_rows(cohort, label, 1, "train")])
+    window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
+    loader = ViewLoader(store, rows, study.profile.student, training=True, **window)
+    loader.generator.manual_seed(seed)
+    frame, crop, window, _ = loader.views(rows)
+    stored, boxes = still_pictures(store, rows, 320), frame_boxes(store, rows)
+    fig, axes = plt.subplots(3, len(rows), figsize=(PAGE, 3 * PAGE / len(rows) + 0.55), squeeze=False)
+    _tight(fig)
+    for i, row in enumerate(rows):
+        axes[0, i].imshow(stored[i], vmin=0, vmax=1, extent=FULL_SIDE)
+        draw_box(axes[0, i], boxes[i])
+        axes[1, i].imshow(_grey(frame[i, 0]), vmin=0, vmax=1, extent=FULL_SIDE)
+        draw_box(axes[1, i], window[i], clip_on=True)
+        axes[2, i].imshow(_grey(crop[i, 0]), vmin=0, vmax=1, extent=FULL_SIDE)
+        axes[0, i].set_title(f"stage {cohort.table.loc[row, 'stage']}", loc="center")
+        for ax in axes[:, i]:
+            _bare(ax)
+    for ax, text in zip(axes[:, 0], ("as stored, expert's box", "student's camera", "teacher's camera"), strict=True):
+        ax.set_ylabel(text)
+    _caption(fig, f"One random scene for each patient, seen by two cameras; n = {people(cohort.virtual, len(rows))} in training")
+    return fig
+
+
+@journal
+def softened(logits: torch.Tensor, temperatures: list[float]) -> Figure:
+    """softmax(logits / T) of one image's logits (k,), a panel each temperature."""
+    fig, axes = plt.subplots(1, len(temperatures), figsize=(PAGE, 1.7), sharey=True)
+    for ax, temperature in zip(axes, temperatures, strict=True):
+        share = torch.softmax(logits / temperature, 0)
+        ax.bar(range(1, len(share) + 1), share, color=ROLE_COLOURS["teacher"], width=0.75)
+        ax.set(title=f"T = {temperature:g}", xlabel="stage", xticks=range(1, len(share) + 1), ylim=(0, 1))
+    axes[0].set_ylabel("probability")
+    return fig
+
+
+@journal
+def aligned_window(plane: torch.Tensor, window: torch.Tensor, inside: torch.Tensor) -> Figure:
+    """A map (h, w) of the frame with a window (4,) in [0, 1], and the values (g, g) sampled inside it, on one scale of colours."""
+    fig, axes = plt.subplots(1, 2, figsize=(COLUMN * 1.4, COLUMN * 0.75))
+    height, width = plane.shape
+    scale = dict(vmin=float(plane.min()), vmax=float(plane.max()), cmap="Blues", interpolation="nearest")
+    axes[0].imshow(plane, extent=(0, width, height, 0), **scale)
+    draw_box(axes[0], window * window.new_tensor([width, height, width, height]), edgecolor="black", linewidth=1.4)
+    axes[0].set(title="map of the frame, and the window", xticks=[0, width], yticks=[0, height])
+    axes[1].imshow(inside, **scale)
+    for (i, j), value in np.ndenumerate(inside.numpy()):
+        axes[1].text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6.5)
+    axes[1].set(title="sampled inside the window", xticks=[], yticks=[])
+    return fig
+
+
+@journal
+def attention_target(study: Study, row: int, window: torch.Tensor, teacher_cam: torch.Tensor, placed: torch.Tensor,
+                     maps: dict[str, torch.Tensor]) -> Figure:
+    """What L_attn compares for one image: the teacher's map in its window (h, w), the same put back into the frame, and other maps of
+    the frame, all (h, w); each in the frame as a share of unit mass on one common scale."""
+    cohort, picture = study.cohort, still_pictures(study.store, [row], 320)[0]
+    fig, axes = plt.subplots(1, 3 + len(maps), figsize=(PAGE, PAGE / (3 + len(maps)) + 0.75))
+    _tight(fig)
+    axes[0].imshow(picture, vmin=0, vmax=1, extent=FULL_SIDE)
+    axes[1].imshow(still_pictures(study.store, [row], 320, window)[0], vmin=0, vmax=1, extent=FULL_SIDE)
+    overlay(axes[1], teacher_cam, 320, FULL_SIDE)
+    mass = {"teacher's map,\nput back": placed, **maps}
+    mass = {name: unit_mass(cam[None])[0] for name, cam in mass.items()}
+    top = max(float(cam.max()) for cam in mass.values())
+    for ax, cam in zip(axes[2:], mass.values(), strict=True):
+        shown = ax.imshow(cam, cmap=HEAT, vmin=0, vmax=top, interpolation="nearest", extent=FULL_SIDE)
+    for ax, name in zip(axes, ("image and window", "teacher's map\nin the window", *mass), strict=True):
+        ax.set_title(name, loc="center")
+        _bare(ax)
+        if ax is not axes[1]:
+            draw_box(ax, window[0])
+    bar = fig.colorbar(shown, ax=axes[2:], orientation="horizontal", shrink=0.5, aspect=30, pad=0.02)
+    bar.set_label("share of the map's mass in a cell")
+    _caption(fig, f"A held-out {'virtual patient' if cohort.virtual else 'patient'} of stage {cohort.table.loc[row, 'stage']}; n = 1")
+    return fig
+
+
+@journal
+def loss_terms(runs: list[Run]) -> Figure:
+    """The student's three terms by epoch, each unweighted and on its own scale; several runs (seeds) as their mean and range."""
+    histories, config = pd.concat([run.history for run in runs]), runs[0].config
+    distance = {"kl": "KL"}.get(config.attn_distance, config.attn_distance)
+    titles = {"L_cls": "cross-entropy", "L_attn": f"{distance} of Grad-CAM", "L_dist": f"KL of logits, T = {config.temperature:g}"}
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2))
+    for ax, name in zip(axes, TERMS, strict=True):
+        by_epoch = histories.groupby("epoch")[name]
+        ax.plot(by_epoch.mean(), color=ROLE_COLOURS["student"], marker="o" if len(by_epoch) <= 15 else None)
+        if len(runs) > 1:
+            ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=ROLE_COLOURS["student"], alpha=0.2, lw=0)
+        ax.set(title=f"{name}: {titles[name]}", xlabel="epoch", ylim=(0, 1.08 * max(by_epoch.max().max(), 1e-6)))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("mean over training images")
+    _letters(axes)
+    _caption(fig, f"The three terms in training, unweighted, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; "
+                  f"weights {config.w_cls:g}, {config.w_dist:g}, {config.w_attn:g}")
+    return fig
+
+
+# --- results -----------------------------------------------------------------------------------------------------------------
+@journal
+def model_bars(results: Results, metrics: tuple[str, ...] = ("accuracy", "macro_f1", "kappa")) -> Figure:
+    """The three models in some metrics, with 95 % intervals and a dot a seed, and the gap closed."""
+    fig, axes = plt.subplots(1, len(metrics) + 1, figsize=(PAGE, 2.3), width_ratios=[*[1] * len(metrics), 1.15])
+    for ax, metric in zip(axes, metrics, strict=False):
+        _bars(ax, results, metric)
+    _gap(axes[-1], results)
+    _letters(axes)
+    _caption(fig, f"Held-out images, 95 % intervals; {_tested(results)}")
+    return fig
+
+
+@journal
+def forest(table: Table) -> Figure:
+    """The ablation as a forest plot: accuracy and pointing game of each setting with 95 % intervals, the full method's value as a line,
+    and what the paired test says. table: `tables.ablation`."""
+    data = table.data
+    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 0.27 * len(data) + 1.15), sharey=True)
+    places = np.arange(len(data))
+    for ax, metric in zip(axes, ("accuracy", "pointing"), strict=True):
+        full = data.loc[data["setting"] == FULL, f"{metric}_value"].iloc[0]
+        if np.isfinite(full):
+            ax.axvline(100 * full, color=GREY, lw=0.8, ls=":")
+        for place, row in zip(places, data.to_dict("records"), strict=True):
+            if not np.isfinite(row[f"{metric}_value"]):
+                ax.text(0, place, "not yet run", va="center", color=GREY, fontsize=6.5)
+                continue
+            value, low, high = (100 * row[f"{metric}_{key}"] for key in ("value", "low", "high"))
+            p = row[f"{metric}_difference_p_holm"]
+            colour = "black" if row["setting"] == FULL else ROLE_COLOURS["baseline"] if p < SIGNIFICANT else CONTROL_COLOUR
+            ax.plot([low, high], [place, place], color=colour, lw=1.4)
+            ax.plot(value, place, "D" if row["setting"] == FULL else "o", color=colour, ms=5)
+            said = "reference" if row["setting"] == FULL else f"{p_written(p)}{'' if p < SIGNIFICANT else ', n.s.'}"
+            ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
+        ax.set(xlabel=METRIC_NAMES[metric].replace(", %", " (%)"), xlim=(-2, 102), ylim=(len(data) - 0.5, -0.5))
+        ax.tick_params(axis="y", length=0)
+        ax.set_title("accuracy" if metric == "accuracy" else "Grad-CAM's peak inside the box")
+    axes[0].set_yticks(places, [f"{name}, full method" if name == FULL else name for name in data["setting"]])
+    _letters(axes)
+    _caption(fig, "Terms and temperatures, 95 % intervals; p of the paired difference from the full method (Holm); n.s., grey: not "
+                  f"significant. {table.notes[0].split('.')[0]}")
+    return fig
+
+
+@journal
+def temperature_curve(table: Table, main_temperature: float) -> Figure:
+    """Accuracy and pointing game of the full method by temperature, with 95 % intervals. table: `tables.ablation`."""
+    names = {FULL: main_temperature} | {name: float(name.rpartition("= ")[2]) for name in table.data["setting"] if "T = " in name}
+    data = table.data[table.data["setting"].isin(names)]
+    data = data.assign(temperature=data["setting"].map(names)).sort_values("temperature")
+    fig, axes = plt.subplots(1, 2, figsize=(PAGE * 0.75, 2.1))
+    for ax, metric in zip(axes, ("accuracy", "pointing"), strict=True):
+        value, low, high = (100 * data[f"{metric}_{key}"] for key in ("value", "low", "high"))
+        ax.errorbar(data["temperature"], value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt="o-",
+                    color=ROLE_COLOURS["student"], capsize=2.5, elinewidth=0.9)
+        ax.set(xscale="log", xlabel="temperature T", ylabel=METRIC_NAMES[metric].replace(", %", " (%)"), ylim=(0, 105))
+        ax.set_xticks(data["temperature"], [f"{t:g}" for t in data["temperature"]])
+        ax.minorticks_off()
+    _letters(axes)
+    _caption(fig, f"All three terms at several temperatures, 95 % intervals. {table.notes[0].split('.')[0]}")
+    return fig
+
+
+@journal
+def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
+    """The result in one figure: held-out patients of four stages with what the teacher, the plain network and the student look at, and
+    how the three do.
+
+    The patients are those of median age in their stage, not chosen by their result; networks are of the first seed.
+    """
+    cohort, store = study.cohort, study.store
+    labels = [cohort.scheme.labels[i] for i in np.unique(np.linspace(0, len(cohort.scheme) - 1, 4).round().astype(int))]
+    rows = np.array([row for label in labels for row in example_rows(cohort, label, 1, "test")])
+    runs = {role: next(iter(group.values())) for role, group in results.roles().items()}
+    spots, boxes = windows(store, rows, runs["teacher"].config.window_scale), frame_boxes(store, rows)
+    frames, crops = still_pictures(store, rows, size_px), still_pictures(store, rows, size_px, spots)
+    seen = {role: look(study, run, rows) for role, run in runs.items()}
+    fig = plt.figure(figsize=(PAGE, 1.2 * len(rows) + 0.75))
+    left, right = fig.subfigures(1, 2, width_ratios=[1.2 * 4 + 0.25, 2.15])
+    axes = left.subplots(len(rows), 4, squeeze=False)
+    columns = {None: "image, expert's box", "teacher": "crop teacher", "baseline": "plain network", "student": "distilled student"}
+    for j, (role, title) in enumerate(columns.items()):
+        axes[0, j].set_title(title, loc="center", color=ROLE_COLOURS.get(role, "black"))
+        for i, ax in enumerate(axes[:, j]):
+            ax.imshow((crops if role == "teacher" else frames)[i], vmin=0, vmax=1, extent=FULL_SIDE)
+            if role is not None:
+                decision, cam = seen[role]
+                overlay(ax, cam[i], size_px, FULL_SIDE)
+                decided = cohort.scheme.labels[int(decision.logits[i].argmax())]
+                shade = "white" if decided == cohort.table.loc[rows[i], "stage"] else WRONG
+                ax.text(0.97, 0.03, f"{decided}", ha="right", va="top", fontsize=8, weight="bold",
+                        bbox=dict(boxstyle="square,pad=0.15", fc=shade, ec="none"))
+            if role != "teacher":
+                draw_box(ax, boxes[i])
+            _bare(ax)
+    for i, row in enumerate(rows):
+        axes[i, 0].set_ylabel(f"stage {cohort.table.loc[row, 'stage']}")
+    axes[0, 0].set_title(f"$\\bf{{a}}$  {columns[None]}", loc="center")
+    bars, pointing, gap = right.subplots(3, 1, height_ratios=[2, 2, 1])
+    _bars(bars, results, "accuracy")
+    _bars(pointing, results, "pointing", ("baseline", "student"), control="mean position")
+    _gap(gap, results)
+    titles = ("accuracy", "Grad-CAM's peak in the box", "gap closed by the student")
+    for letter, ax, title in zip("bcd", (bars, pointing, gap), titles, strict=True):
+        ax.set_title(f"$\\bf{{{letter}}}$  {title}")
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    _caption(fig, f"Grad-CAM and decision (number; amber: wrong) on held-out images; bars with 95 % intervals, {_tested(results)}")
+    return fig
+
+
+def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]:
+    """Every published figure by the name of its file, as the function that draws it again from finished runs."""
+    cohort, store = study.cohort, study.store
+    groups = results.roles()
+    first = {ROLE_NAMES[role]: next(iter(runs.values())) for role, runs in groups.items() if runs}
+    teacher, plain, student = (first.get(ROLE_NAMES[role]) for role in ("teacher", "baseline", "student"))
+    plain_only = {ROLE_NAMES["baseline"]: plain}
+    both = plain_only | {ROLE_NAMES["student"]: student}
+
+    def located(runs):
+        table = attention.localisation(study, runs)
+        return figures.localisation_bars(attention.summary(table, study.profile.bootstrap), cohort.virtual)
+
+    def distances():
+        table = attention.localisation(study, plain_only)
+        return figures.joint_distances(attention.joint_distances(study, teacher, table), cohort.virtual)
+
+    return {
+        "fig1_ages": lambda: figures.ages(cohort),
+        "fig2_images": lambda: figures.image_properties(cohort, store),
+        "fig3_examples": lambda: figures.image_grid(cohort, store),
+        "fig4_teacher_curves": lambda: figures.learning_curves({ROLE_NAMES["teacher"]: teacher}),
+        "fig5_teacher_confusion": lambda: figures.confusion_matrix({ROLE_NAMES["teacher"]: teacher}),
+        "fig6_teacher_errors": lambda: figures.error_gallery(study, teacher),
+        "fig7_gradcam_panels": lambda: figures.cam_panels(study, teacher, plain_only),
+        "fig8_localisation": lambda: located(plain_only),
+        "fig9_joint_distance": distances,
+        "fig10_shared_scene": lambda: shared_scene(study, teacher),
+        "fig11_loss_terms": lambda: loss_terms(list(groups["student"].values())),
+        "fig12_models": lambda: model_bars(results),
+        "fig13_confusion": lambda: figures.confusion_matrix({ROLE_NAMES[role]: first[ROLE_NAMES[role]] for role in MODELS}),
+        "fig14_student_gradcam": lambda: figures.cam_panels(study, teacher, both),
+        "fig15_student_localisation": lambda: located(both),
+        "fig16_ablation": lambda: forest(ablation(results)),
+        "fig17_temperature": lambda: temperature_curve(ablation(results), study.profile.student.temperature),
+        "fig_main": lambda: main_result(study, results),
+    }
+
+
+def _bars(ax, results: Results, metric: str, roles: tuple[str, ...] = MODELS, control: str = "") -> None:
+    """One bar a model with its interval, the value above it and a dot a seed; last, in grey, a control of the localisation."""
+    percent, lowest = METRIC_NAMES[metric].endswith("%"), 0.0
+    groups = {role: results.role(role) for role in roles}
+    bars = [(SHORT[role], ROLE_COLOURS[role], results.summary(runs, metric) if runs else {}, runs) for role, runs in groups.items()]
+    if control:
+        known = controls(results)
+        bars.append((control.replace(" ", "\n"), CONTROL_COLOUR, summarise(known[control][metric]) if known else {}, {}))
+    for place, (_, colour, known, runs) in enumerate(bars):
+        if not known:
+            ax.text(place, 0.02, "not yet run", rotation=90, ha="center", fontsize=6.5, color=GREY)
+            continue
+        value, low, high = (known[key] for key in ("value", "low", "high"))
+        lowest = min(lowest, low)
+        ax.bar(place, value, 0.65, color=colour)
+        ax.errorbar(place, value, [[max(0, value - low)], [max(0, high - value)]], color="black", lw=0.9, capsize=2.5)
+        if len(runs) > 1:
+            each = [run.metrics[metric]["value"] for run in runs.values()]
+            ax.scatter(place + np.linspace(-0.2, 0.2, len(each)), each, s=5, color="white", edgecolor="black", lw=0.4, zorder=3)
+        text = f"{100 * value:.1f}" if percent else f"{value:.2f}".replace("-", "−")
+        ax.text(place, max(high, 0) + 0.02, text, ha="center", va="bottom", fontsize=7)
+    ax.axhline(0, color="black", lw=0.6)
+    ax.set_xticks(range(len(bars)), [name for name, *_ in bars])
+    ax.tick_params(axis="x", length=0)
+    ax.set(ylim=(1.1 * lowest, 1.12), title=METRIC_NAMES[metric].split(",")[0].replace("quadratic ", ""))
+    ax.set_yticks([tick for tick in (-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1) if tick >= 1.1 * lowest])
+    if percent:
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+
+
+def _gap(ax, results: Results) -> None:
+    """Gap closed in accuracy with its interval, on an axis from the plain network (0) to the teacher (1)."""
+    known = results.contrast("accuracy", closed, *(results.role(role) for role in ("student", "baseline", "teacher")))
+    ax.set(xlim=(-0.25, 1.25), ylim=(-1, 1), yticks=[], xticks=[0, 0.5, 1], title="gap closed")
+    ax.set_xticklabels(["0: plain\nnetwork", "0.5\n", "1: crop\nteacher"])
+    ax.spines["left"].set_visible(False)
+    for edge, role in ((0, "baseline"), (1, "teacher")):
+        ax.axvline(edge, color=ROLE_COLOURS[role], lw=1.2)
+    if not known or np.isnan(known["value"]):
+        ax.text(0.5, 0, "no gap: the teacher\nis not better" if known else "not yet run", ha="center", va="center", color=GREY)
+        return
+    known.pop("p")
+    ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [0, 0], color="black", lw=1.4, clip_on=True)
+    ax.plot(np.clip(known["value"], -0.25, 1.25), 0, "o", color=ROLE_COLOURS["student"], ms=6, clip_on=False)
+    text = written(known, "gap").split(", SD")[0]
+    ax.text(0.5, 0.55, text, ha="center", va="center", fontsize=7, bbox=dict(fc="white", ec="none", pad=1))
+
+
+def _tested(results: Results) -> str:
+    runs = [run for group in results.roles().values() for run in group.values()]
+    seeds = len(results.profile.seeds)
+    if not runs:
+        return "not yet run"
+    n = people(runs[0].record["virtual"], runs[0].test["patient_id"].nunique())
+    return f"n = {n}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+
+
+def _grey(view: torch.Tensor) -> torch.Tensor:
+    return (view * STD + MEAN).clamp(0, 1)
+
+
+def _bare(ax) -> None:
+    ax.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
+    ax.spines[:].set_visible(False)

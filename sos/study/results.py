@@ -1,0 +1,186 @@
+"""Numbers of finished runs under one common set of resamples of the held-out patients, and how they are written in tables.
+
+An array of shape (1 + bootstrap,) holds a metric's value on the held-out images, then its value in each resample. Sums, differences
+and ratios of such arrays are those of paired models.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..config import ROLES, RunConfig
+from .grid import find
+from .metrics import attention_metrics, interval, probability_columns, resamples, staging_metrics
+from .runs import Run
+from .training import Study
+
+NOT_YET = "not yet run"
+SIGNIFICANT = 0.05
+ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student"}
+STAGING = {
+    "accuracy": "accuracy, %", "precision": "precision, %", "recall": "recall, %", "f1": "F1, %", "macro_f1": "macro F1, %",
+    "kappa": "quadratic weighted kappa", "stage_error": "mean absolute stage error", "within_one": "within one stage, %",
+    "auroc": "AUROC", "ece": "expected calibration error"}
+ATTENTION = {"pointing": "pointing game, %", "energy": "energy in the box, %", "iou": "IoU"}
+METRIC_NAMES = STAGING | ATTENTION
+
+
+class Results:
+    """The finished runs of a study, and their metrics under one common set of resamples of the held-out patients."""
+
+    def __init__(self, study: Study):
+        self.study, self.profile = study, study.profile
+        self._runs: dict[RunConfig, list[Run]] = {}
+        self._sampled: dict[Path, dict[str, np.ndarray]] = {}
+
+    def of(self, configs: list[RunConfig]) -> dict[int, Run]:
+        """seed → finished run, of `configs` that differ in their seed alone."""
+        for config in configs:
+            if config not in self._runs:
+                self._runs[config] = find(self.study, [config])
+        return {config.seed: self._runs[config][0] for config in configs if self._runs[config]}
+
+    def roles(self) -> dict[str, dict[int, Run]]:
+        """role → seed → finished main run."""
+        return {role: self.role(role) for role in ROLES}
+
+    def role(self, role: str) -> dict[int, Run]:
+        """seed → finished main run of `role`."""
+        return self.of([self.profile.run(role, seed) for seed in self.profile.seeds])
+
+    def sampled(self, run: Run) -> dict[str, np.ndarray]:
+        """metric → (1 + bootstrap,): the value on the held-out images, then that of each resample."""
+        if run.path not in self._sampled:
+            self._sampled[run.path] = sample(run.test, self.profile.bootstrap)
+        return self._sampled[run.path]
+
+    def mean(self, runs: dict[int, Run], metric: str) -> np.ndarray:
+        """(1 + bootstrap,) of a metric's mean over seeds."""
+        return np.mean([self.sampled(run)[metric] for run in runs.values()], 0)
+
+    def summary(self, runs: dict[int, Run], metric: str) -> dict[str, float]:
+        """value, low, high, the standard deviation over seeds (nan with one), and how many seeds."""
+        return summarise(self.mean(runs, metric)) | _spread([self.sampled(run)[metric][0] for run in runs.values()])
+
+    def paired(self, function: Callable, metric: str, *groups: dict[int, Run]) -> np.ndarray | None:
+        """(1 + bootstrap,) of a function of the seed means of groups of runs, over the seeds that all have; None without one."""
+        seeds = shared_seeds(groups)
+        if not seeds:
+            return None
+        return function(*(self.mean({seed: group[seed] for seed in seeds}, metric) for group in groups))
+
+    def contrast(self, metric: str, function: Callable, *groups: dict[int, Run]) -> dict[str, float]:
+        """Summary and p of such a function, `np.subtract` for a difference; empty where no seed is shared."""
+        values = self.paired(function, metric, *groups)
+        if values is None:
+            return {}
+        each = [float(function(*(self.sampled(group[seed])[metric] for group in groups))[0]) for seed in shared_seeds(groups)]
+        return summarise(values) | {"p": p_value(values)} | _spread(each)
+
+
+def shared_seeds(groups) -> list[int]:
+    """Seeds of the runs that all groups (seed → run) have."""
+    return [seed for seed in groups[0] if all(seed in group for group in groups)]
+
+
+def sample(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """metric → (1 + bootstrap,) of a predictions table: first as it is, then `bootstrap` resamples over patients.
+
+    A patient is drawn alike in all tables of the same images, whatever the order of their rows.
+    """
+    table = table.sort_values("image", ignore_index=True)
+    counts = np.concatenate([np.ones((1, len(table))), resamples(table["patient_id"], bootstrap, seed)])
+    values = attention_metrics(table, counts)
+    columns = probability_columns(table)
+    if columns:
+        values |= staging_metrics(table["target"].to_numpy(int), table[columns].to_numpy(float), counts)
+    return values
+
+
+def summarise(values: np.ndarray) -> dict[str, float]:
+    """value, low, high of an array whose first number is the value and the others its resamples."""
+    return {"value": float(values[0]), **interval(values[1:])}
+
+
+def p_value(values: np.ndarray) -> float:
+    """Two-sided bootstrap p of a difference from 0: twice the smaller share of resamples on one side, one more counted with them, so that
+    it never is 0."""
+    spread = values[1:][np.isfinite(values[1:])]
+    return float(min(1.0, 2 * (min((spread <= 0).sum(), (spread >= 0).sum()) + 1) / (len(spread) + 1)))
+
+
+def holm(p: list[float]) -> list[float]:
+    """p values adjusted for their number by Holm's step-down method."""
+    order, adjusted, highest = np.argsort(p), np.empty(len(p)), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = highest
+    return adjusted.tolist()
+
+
+def closed(student: np.ndarray, baseline: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Gap closed, (student - baseline) / (teacher - baseline); nan where the teacher is not better than the baseline."""
+    gap = teacher - baseline
+    return np.where(gap > 0, (student - baseline) / np.where(gap > 0, gap, 1), np.nan)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"), "seeds": len(values)}
+
+
+# --- as text -----------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Table:
+    """`data`: the numbers, one row each; `shown`: the same as text, for reading; `notes` stand below."""
+
+    name: str
+    title: str
+    data: pd.DataFrame
+    shown: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Title, table and notes as Markdown."""
+        rows = [list(self.shown.columns), ["---"] * len(self.shown.columns), *self.shown.astype(str).to_numpy().tolist()]
+        body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        return f"**{self.title}**\n\n{body}\n" + "".join(f"\n{note}\n" for note in self.notes)
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `<name>.csv` and `<name>.md` into `folder` and return their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        csv, text = folder / f"{self.name}.csv", folder / f"{self.name}.md"
+        self.data.to_csv(csv, index=False, float_format="%.6g")
+        text.write_text(self.markdown(), encoding="utf-8")
+        return [csv, text]
+
+
+def written(known: dict, metric: str, signed: bool = False) -> str:
+    """A summary as text: value, interval, SD over seeds and p where there are some; in per cent where the metric's name says so."""
+    if not known:
+        return NOT_YET
+    percent = METRIC_NAMES.get(metric, "").endswith("%")
+    digits = 1 if percent else 2 if metric == "gap" else 3
+    value, low, high, sd = ((100 if percent else 1) * known.get(key, np.nan) for key in ("value", "low", "high", "sd"))
+    sign = "+" if signed else ""
+    text = f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+    text += f", SD {sd:.{digits}f}" if np.isfinite(sd) else ""
+    return (text + (f", {p_written(known['p'])}" if "p" in known else "")).replace("-", "−")
+
+
+def verdict(difference: float, p: float) -> str:
+    """A difference of shares in percentage points, its p, and whether it is higher, lower or not significant."""
+    if np.isnan(difference):
+        return NOT_YET
+    said = "not significant" if p >= SIGNIFICANT else "higher" if difference > 0 else "lower"
+    return f"{100 * difference:+.1f}, {p_written(p)}: {said}".replace("-", "−")
+
+
+def p_written(p: float) -> str:
+    """`p = 0.032`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

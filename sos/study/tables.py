@@ -1,0 +1,308 @@
+"""Tables of the study, made from finished runs on disk and never from memory: numbers as CSV, the same readable as Markdown.
+
+Every interval is a 95 % bootstrap interval over held-out patients. With several seeds a value is the mean over seeds, its interval
+that of the mean, and the standard deviation over seeds stands beside it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..config import get_profile, home, runs_dir
+from ..errors import ConfigError, RunError
+from . import attention
+from .grid import has_cohort
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, Results, Table, closed, holm, p_value, sample,
+                      summarise, verdict, written)
+from .runs import Run, training_code
+from .training import Study
+
+PUBLISHED = ("quick", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
+FULL = "L_cls + L_dist + L_attn"  # the ablation's row that is the whole method
+PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
+PAPER_COLUMN = "published student (723 real patients; not comparable)"
+
+
+def headline(results: Results) -> Table:
+    """Teacher, baseline and student in every staging metric, and the paper's student in a column of its own."""
+    numbers, shown = [], {}
+    for name, title in STAGING.items():
+        row = shown[title] = {}
+        for role, runs in results.roles().items():
+            known = results.summary(runs, name) if runs else {}
+            numbers.append({"metric": name, "model": role, **known})
+            row[ROLE_NAMES[role]] = written(known, name)
+        row[PAPER_COLUMN] = f"{100 * PAPER_STUDENT[name]:.2f}" if name in PAPER_STUDENT else "not published"
+    published = "published student, 723 real patients"
+    numbers += [{"metric": name, "model": published, "value": value} for name, value in PAPER_STUDENT.items()]
+    notes = (_who(results) + " Precision, recall and F1 are weighted by the stages' frequencies, as in the paper.",
+             "The published student (Milani et al. 2025) was tested on images of real patients, other images of another difficulty: its "
+             "column says what the paper reports, not how well it is reproduced here.")
+    return Table("headline", "Staging on held-out images", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
+
+
+def comparisons(results: Results) -> Table:
+    """Paired differences between the three models, and how much of the gap between baseline and teacher the student closes."""
+    groups = results.roles()
+    three = [groups[role] for role in ("student", "baseline", "teacher")]
+    numbers, shown = [], {}
+    for name in ("accuracy", "macro_f1", "kappa", "stage_error"):
+        row = shown[METRIC_NAMES[name]] = {}
+        for a, b in (("student", "baseline"), ("teacher", "student"), ("teacher", "baseline")):
+            known = results.contrast(name, np.subtract, groups[a], groups[b])
+            numbers.append({"metric": name, "quantity": f"{a} - {b}", **known})
+            row[f"{a} − {b}"] = written(known, name, signed=True)
+        gap = results.contrast(name, closed, *three) if name != "stage_error" else {"value": np.nan}
+        gap.pop("p", None)  # a test of the ratio against 0 would say no more than that of the difference
+        if name != "stage_error":
+            numbers.append({"metric": name, "quantity": "gap closed", **gap})
+        row["gap closed"] = "" if name == "stage_error" else "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
+    notes = [_who(results) + " Differences are paired: the same resamples of the same patients for both models.",
+             "Gap closed = (student − baseline) / (teacher − baseline); no gap: the teacher is not better than the baseline."]
+    undefined = results.paired(closed, "accuracy", *three)
+    if undefined is not None and np.isnan(undefined[1:]).any():
+        share = 100 * np.isnan(undefined[1:]).mean()
+        notes.append(f"In {share:.1f} % of the resamples the teacher is not more accurate than the baseline; the interval of the gap closed "
+                     "leaves them out and is too narrow by that.")
+    return Table("comparisons", "Differences between the models", pd.DataFrame(numbers), _rows(shown, "metric"), tuple(notes))
+
+
+def ablation(results: Results) -> Table:
+    """Each subset of the three terms and each temperature, against the full method; p values adjusted by Holm's method."""
+    profile = results.profile
+    groups = {name: results.of(configs) for name, configs in profile.ablations().items()}
+    numbers = []
+    for name, runs in groups.items():
+        row = {"setting": name, "seeds": len(runs)}
+        for metric in ("accuracy", "kappa", "pointing", "energy"):
+            known = results.summary(runs, metric) if runs else {}
+            row |= {f"{metric}_{key}": known.get(key, np.nan) for key in ("value", "low", "high", "sd")}
+        for metric in ("accuracy", "pointing"):
+            known = results.contrast(metric, np.subtract, runs, groups[FULL]) if name != FULL else {}
+            row |= {f"{metric}_difference_{key}": known.get(key, np.nan) for key in ("value", "low", "high", "p")}
+        numbers.append(row)
+    data = pd.DataFrame(numbers)
+    for metric in ("accuracy", "pointing"):
+        tested = data[f"{metric}_difference_p"].dropna()
+        data[f"{metric}_difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    shown = pd.DataFrame([_ablation_row(row, profile.student.temperature) for row in data.to_dict("records")])
+    notes = (_who(results) + f" Epochs of training in every row: {profile.ablation_epochs}.",
+             f"Differences are to the full method, {FULL}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the "
+             f"comparisons in the column ({len(tested)}); not significant where p is not below {SIGNIFICANT}. The subset without any term "
+             "would be no training.")
+    return Table("ablation", "Ablation of the three terms and of the temperature", data, shown, notes)
+
+
+def _ablation_row(row: dict, temperature: float) -> dict:
+    def text(metric):
+        known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
+        return written(known if row["seeds"] else {}, metric)
+
+    def against(metric):
+        if row["setting"] == FULL:
+            return "reference"
+        return verdict(row[f"{metric}_difference_value"], row[f"{metric}_difference_p_holm"])
+
+    name = f"{FULL}, T = {temperature:g} (full method)" if row["setting"] == FULL else row["setting"]
+    return {"setting": name, METRIC_NAMES["accuracy"]: text("accuracy"), "accuracy against the full method": against("accuracy"),
+            METRIC_NAMES["kappa"]: text("kappa"), METRIC_NAMES["pointing"]: text("pointing"),
+            "pointing against the full method": against("pointing")}
+
+
+def effects(results: Results) -> Table:
+    """What each term adds, averaged over the subsets of the other terms that it can be added to."""
+    terms = FULL.split(" + ")
+    groups = {frozenset(name.split(" + ")): results.of(configs) for name, configs in results.profile.ablations().items()
+              if name.startswith("L_")}
+    numbers = []
+    for term in terms:
+        pairs = [(rest | {term}, rest) for rest in groups if term not in rest]
+        for metric in ("accuracy", "kappa", "pointing"):
+            known = results.contrast(metric, _mean_gain, *(groups[subset] for pair in pairs for subset in pair))
+            numbers.append({"term": term, "metric": metric, "comparisons": len(pairs), **known})
+    data = pd.DataFrame(numbers)
+    if "p" not in data:
+        data["p"] = np.nan
+    for metric in data["metric"].unique():
+        tested = data.loc[data["metric"] == metric, "p"].dropna()
+        data.loc[tested.index, "p_holm"] = holm(tested.tolist())
+    shown = {term: {} for term in terms}
+    for row in data.to_dict("records"):
+        known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
+        shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
+    notes = (_who(results), "Mean of the differences with and without the term, over all subsets of the other terms but the empty one; p "
+             "adjusted by Holm's method for three terms.")
+    return Table("effects", "What each term adds", data, _rows(shown, "term"), notes)
+
+
+def _mean_gain(*values):
+    """Mean of the differences of (with, without, with, without, …)."""
+    return np.mean([with_it - without for with_it, without in zip(values[::2], values[1::2], strict=True)], 0)
+
+
+def localisation(results: Results) -> Table:
+    """Where Grad-CAM of the full-image networks looks, beside controls that no training has shaped."""
+    groups = {role: runs for role, runs in results.roles().items() if role != "teacher"}
+    known = {ROLE_NAMES[role]: {metric: results.summary(runs, metric) if runs else {} for metric in ATTENTION}
+             for role, runs in groups.items()}
+    still = controls(results)
+    known |= {name: {metric: summarise(values[metric]) for metric in ATTENTION} for name, values in still.items()}
+    pair = groups["student"], groups["baseline"]
+    known["student − baseline"] = {metric: results.contrast(metric, np.subtract, *pair) for metric in ATTENTION}
+    if still:
+        known["student − mean position"] = {}
+        for metric in ATTENTION:
+            beyond = results.mean(groups["student"], metric) - still["mean position"][metric]
+            known["student − mean position"][metric] = summarise(beyond) | {"p": p_value(beyond)}
+    numbers = [{"map": name, "metric": metric, **values} for name, row in known.items() for metric, values in row.items()]
+    shown = {name: {METRIC_NAMES[metric]: written(values, metric, signed="−" in name) for metric, values in row.items()}
+             for name, row in known.items()}
+    notes = (_who(results) + " Grad-CAM explains the decided stage, on images seen still and whole; the box is the expert's.",
+             "Controls: a network that has not been trained; mean position, one map for all images, the share of training boxes that "
+             "cover each place; an edge filter of the image itself; smoothed noise.")
+    return Table("localisation", "Where the networks look", pd.DataFrame(numbers), _rows(shown, "map"), notes)
+
+
+def controls(results: Results) -> dict[str, dict[str, np.ndarray]]:
+    """Localisation of the control maps on held-out images: name → metric → (1 + bootstrap,); empty without a student's run."""
+    students = results.role("student")
+    if not students or not has_cohort(results.study):
+        return {}
+    maps = attention.localisation(results.study, {"student": next(iter(students.values()))})
+    return {name: sample(maps[maps["source"] == name], results.profile.bootstrap) for name in attention.CONTROLS}
+
+
+def cohort(results: Results) -> Table:
+    """Who is in the cohort, stage by stage."""
+    title = "The cohort"
+    if not has_cohort(results.study):
+        return Table("cohort", title, pd.DataFrame({"stage": []}), pd.DataFrame({"stage": [NOT_YET]}))
+    known = results.study.cohort
+    parts = {f"{stage.label} {stage.name}": known.table[known.table["stage"] == stage.label] for stage in known.scheme.stages}
+    parts["all"] = known.table
+    numbers = []
+    for name, part in parts.items():
+        people, age_y = part.drop_duplicates("patient_id"), part["age_y"]
+        numbers.append({"stage": name, "images": len(part), "patients": len(people), "female": int((people["sex"] == "F").sum()),
+                        "male": int((people["sex"] == "M").sum()), "age_mean_y": age_y.mean(), "age_sd_y": age_y.std(),
+                        "age_min_y": age_y.min(), "age_max_y": age_y.max(),
+                        **{split: int((part["split"] == split).sum()) for split in ("train", "valid", "test")}})
+    shown = pd.DataFrame([{"stage": row["stage"], "images": row["images"], "patients": row["patients"],
+                           "female : male": f"{row['female']} : {row['male']}",
+                           "age, years: mean ± SD": f"{row['age_mean_y']:.1f} ± {row['age_sd_y']:.1f}",
+                           "age, range": f"{row['age_min_y']:.1f} to {row['age_max_y']:.1f}",
+                           "training : validation : held out": f"{row['train']} : {row['valid']} : {row['test']}"} for row in numbers])
+    note = f"{known.table['patient_id'].nunique()} {known.label}; splits by patient."
+    return Table("cohort", title, pd.DataFrame(numbers), shown, (note,))
+
+
+def machine(results: Results) -> Table:
+    """Each finished run with its training time and the machine that it ran on."""
+    named = {ROLE_NAMES[role]: runs for role, runs in results.roles().items()}
+    named |= {f"ablation: {name}": results.of(configs) for name, configs in results.profile.ablations().items()}
+    numbers = [{"run": run.name, "model": model, "seed": seed, "backbone": run.config.backbone, "epochs": run.config.epochs,
+                **run.environment}
+               for model, runs in named.items() for seed, run in runs.items()]
+    title = "Training time and machine of each run"
+    if not numbers:
+        return Table("machine", title, pd.DataFrame({"run": []}), pd.DataFrame({"run": [NOT_YET]}))
+    shown = pd.DataFrame([{"model": row["model"], "seed": row["seed"], "backbone": row["backbone"], "epochs": row["epochs"],
+                           "training, s": f"{row['seconds']:.0f}", "precision": row["precision"],
+                           "machine": row.get("gpu") or f"{row['processor']}, {row['threads']} threads", "run": row["run"]}
+                          for row in numbers])
+    return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
+
+
+TABLES = (headline, comparisons, localisation, ablation, effects, cohort, machine)
+
+
+def findings(results: Results) -> list[str]:
+    """What the main runs say and do not say, from paired differences, a sentence each; that nothing was run where that is so."""
+    groups, said = results.roles(), []
+    asked = (("accuracy", "student", "baseline"), ("accuracy", "student", "teacher"), ("pointing", "student", "baseline"))
+    for metric, a, b in asked:
+        known = results.contrast(metric, np.subtract, groups[a], groups[b])
+        if known:
+            way = "higher than" if known["value"] > 0 else "lower than"
+            way = way if known["p"] < SIGNIFICANT else "not significantly different from"
+            name = METRIC_NAMES[metric].split(",")[0].capitalize()
+            said.append(f"{name} of the {ROLE_NAMES[a]} is {way} that of the {ROLE_NAMES[b]}: {written(known, metric, signed=True)}, "
+                        "in percentage points.")
+    gap = results.contrast("accuracy", closed, groups["student"], groups["baseline"], groups["teacher"])
+    gap.pop("p", None)
+    if gap and np.isnan(gap["value"]):
+        said.append("There is no gap to close: the teacher is not more accurate than the plain network.")
+    elif gap:
+        said.append(f"Gap closed in accuracy: {written(gap, 'gap')}.")
+    return said or [f"The models are {NOT_YET}."]
+
+
+def ablation_findings(table: Table) -> list[str]:
+    """Which rows of the ablation differ from the full method and which do not, a sentence for each metric and kind."""
+    said = []
+    for metric in ("accuracy", "pointing"):
+        tested = table.data[table.data[f"{metric}_difference_p_holm"].notna()]
+        sure, better = tested[f"{metric}_difference_p_holm"] < SIGNIFICANT, tested[f"{metric}_difference_value"] > 0
+        kinds = {"significantly lower than": tested[sure & ~better], "significantly higher than": tested[sure & better],
+                 "not significantly different from": tested[~sure]}
+        for kind, rows in kinds.items():
+            if len(rows):
+                name = METRIC_NAMES[metric].split(",")[0].capitalize()
+                said.append(f"{name} {kind} that of the full method: {'; '.join(rows['setting'])}.")
+    return said or [f"The ablations are {NOT_YET}."]
+
+
+def write_tables(study: Study) -> list[Path]:
+    """Write every table of the study into `runs/<profile>/tables/`; cells without a run say "not yet run". Returns the paths."""
+    results = Results(study)
+    return [path for make in TABLES for path in make(results).save(study.folder / "tables")]
+
+
+def publish(profile: str) -> list[Path]:
+    """Copy figures (png), tables (csv, md) and a record of the machines from `runs/<profile>/` to `figures/<profile>/`.
+
+    What was published there before goes. Returns the new paths. Raises ConfigError for a profile whose results are not published,
+    RunError where there is nothing to publish.
+    """
+    if profile not in PUBLISHED:
+        raise ConfigError(f"results of '{get_profile(profile).name}' are not published; only those of {' and '.join(PUBLISHED)}")
+    source, target = runs_dir(profile), home() / "figures" / profile
+    files = sorted([*(source / "figures").glob("*.png"), *(source / "tables").glob("*.csv"), *(source / "tables").glob("*.md")])
+    if not files:
+        raise RunError(f"{source}: no figures or tables to publish; run ./run_all.sh --profile {profile} first")
+    part = target.with_name(f".part.{profile}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, part / file.name)
+    (part / "machine.json").write_text(json.dumps(machine_summary(Results(Study(profile))), indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    return sorted(target.iterdir())
+
+
+def machine_summary(results: Results) -> dict:
+    """What results were made with: the profile, code and data by their hashes, each machine, number and training time of the runs."""
+    names = dict.fromkeys(machine(results).data["run"])
+    runs = [Run(results.study.folder / "models" / name) for name in names]
+    machines = [{key: value for key, value in run.environment.items() if key != "seconds"} for run in runs]
+    return {"profile": results.profile.resolved(), "code": training_code(), "data": runs[0].record["data"] if runs else None,
+            "machines": [known for i, known in enumerate(machines) if known not in machines[:i]], "runs": len(runs),
+            "training_seconds": round(sum(run.environment["seconds"] for run in runs), 1)}
+
+
+def _rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
+    return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
+
+
+def _who(results: Results) -> str:
+    runs = [run for group in results.roles().values() for run in group.values()]
+    if not runs:
+        return "No finished runs yet."
+    people = f"{runs[0].test['patient_id'].nunique()} held-out {'virtual patients' if runs[0].record['virtual'] else 'patients'}."
+    seeds = len(results.profile.seeds)
+    over = f"mean of {seeds} seeds; SD over seeds" if seeds > 1 else "one seed"
+    return f"{people} Value (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples), {over}."

@@ -1,0 +1,18 @@
+"""Fixtures that several tests share."""
+
+import fcntl
+import os
+
+import pytest
+
+from sos.phantom.write import write_cohort
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory):
+    """Manifest of 24 virtual patients, drawn once for all workers of a test session. Read-only: copy what you change."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(shared / "tiny_cohort.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # the second worker waits here, then finds the cohort whole
+        return write_cohort(shared / "tiny_cohort", patients=24, seed=11, workers=1)

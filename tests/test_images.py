@@ -1,0 +1,849 @@
+"""Reading: every encoding of one picture gives the same picture; what cannot be read gives one line; what identifies stays in the
+header."""
+
+import io
+import json
+import logging
+import os
+import signal
+import struct
+import time
+import tracemalloc
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
+    JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
+
+from sos.errors import ImageError
+from sos.images import dicom, midsagittal, reader
+from sos.images.dicom import DicomImage, Volume, read_dicom, read_series
+from sos.images.midsagittal import find_plane, midsagittal_slice
+from sos.images.reader import GreyImage, read_image, window_of
+
+# damaged files make pydicom and Pillow warn, about places in the file
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}:{module}") for kind, module in (
+    ("UserWarning", "pydicom"), ("UserWarning", "PIL.TiffImagePlugin"), ("PIL.Image.DecompressionBombWarning", "PIL.Image"))]
+
+PYDICOM_FILES = Path(pydicom.__file__).parent / "data/test_files"
+REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference-images"
+ROWS, COLUMNS = 60, 80
+
+
+def picture(bits: int = 12) -> np.ndarray:
+    """(60, 80) int32 from 0 to 2**bits - 1: a ramp, a disc, noise; no symmetry, so that a flip or a transposition is seen."""
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    grey = 0.2 + 0.5 * x / COLUMNS + 0.2 * y / ROWS + 0.3 * ((x - 20) ** 2 + (y - 40) ** 2 < 90)
+    grey += np.random.default_rng(0).normal(0, 0.02, grey.shape)
+    return np.clip(grey / 1.3 * (2**bits - 1), 0, 2**bits - 1).round().astype(np.int32)
+
+
+def ct(stored: np.ndarray, *, syntax=ExplicitVRLittleEndian, bits=None, **attributes) -> Dataset:
+    """A CT data set of (h, w), (h, w, 3) or (frames, h, w) integers in `stored`, its attributes overridden by keyword; None
+    removes one."""
+    frames = stored.shape[0] if stored.ndim == 3 and stored.shape[-1] != 3 else 1
+    samples = 3 if stored.shape[-1] == 3 else 1
+    allocated = 8 * stored.dtype.itemsize
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=[stored.tobytes().hex()])
+    data.Modality, data.SeriesInstanceUID, data.InstanceNumber = "CT", "1.2.3", 1
+    data.Rows, data.Columns = stored.shape[-2:] if samples == 1 else stored.shape[:2]
+    data.SamplesPerPixel, data.PhotometricInterpretation = samples, "MONOCHROME2" if samples == 1 else "RGB"
+    if samples == 3:
+        data.PlanarConfiguration = 0
+    if frames > 1:
+        data.NumberOfFrames = frames
+    data.BitsAllocated, data.BitsStored, data.PixelRepresentation = allocated, bits or allocated, int(stored.dtype.kind == "i")
+    data.HighBit = data.BitsStored - 1
+    data.PixelSpacing = [0.3, 0.3]
+    data.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    data.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+    data["PixelData"].VR = "OB" if allocated == 8 else "OW"
+    for name, value in attributes.items():
+        if value is None:
+            del data[name]
+        else:
+            setattr(data, name, value)
+    return data
+
+
+def save(data: Dataset, path: Path) -> Path:
+    if data.file_meta.TransferSyntaxUID == ExplicitVRBigEndian and data.BitsAllocated == 16:
+        data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+    with warnings.catch_warnings():  # a test file may hold what pydicom warns of
+        warnings.simplefilter("ignore")
+        data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def expected(values: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """The grey mapping, by other means than the reader's."""
+    values = np.asarray(values, float)
+    low, high = np.percentile(values, [0.5, 99.8], method="inverted_cdf")
+    return np.clip((values - low) / (high - low), 0, 1), (low, high)
+
+
+# --- one picture, many encodings ------------------------------------------------------------------------------------------------
+ENCODINGS = {
+    "explicit": dict(),
+    "implicit": dict(syntax=ImplicitVRLittleEndian),
+    "big endian": dict(syntax=ExplicitVRBigEndian),
+    "deflated": dict(syntax=DeflatedExplicitVRLittleEndian),
+    "RLE": dict(compress=RLELossless),
+    "12 of 16 bits": dict(bits=12),
+    "signed": dict(dtype=np.int16, offset=-1024, RescaleIntercept=1024.0),
+    "signed, 13 bits": dict(dtype=np.int16, offset=-1024, bits=13, RescaleIntercept=1024.0),
+    "32 bits": dict(dtype=np.uint32),
+    "rescaled": dict(RescaleSlope=0.5, RescaleIntercept=-1000.0, slope=0.5, intercept=-1000.0),
+    "MONOCHROME1": dict(bits=12, complement=4095, PhotometricInterpretation="MONOCHROME1"),
+    "MONOCHROME1, signed": dict(dtype=np.int16, complement=-1, PhotometricInterpretation="MONOCHROME1"),
+    "MONOCHROME1, RLE": dict(bits=12, complement=4095, PhotometricInterpretation="MONOCHROME1", compress=RLELossless),
+    "no photometric interpretation": dict(PhotometricInterpretation=None),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_each_encoding_gives_the_same_pixels(tmp_path, name):
+    options = dict(ENCODINGS[name])
+    offset, complement = options.pop("offset", 0), options.pop("complement", None)
+    slope, intercept = options.pop("slope", 1.0), options.pop("intercept", 0.0)
+    compress, dtype = options.pop("compress", None), options.pop("dtype", np.uint16)
+    stored = picture() + offset if complement is None else complement - picture()
+    data = ct(stored.astype(dtype), **options)
+    if compress:
+        data.compress(compress, generate_instance_uid=False)
+    image = read_image(save(data, tmp_path / "slice"))
+    values = picture() * slope + intercept
+    pixels, window = expected(values)
+    assert image.pixels.dtype == np.float32 and image.pixels.shape == (ROWS, COLUMNS)
+    np.testing.assert_allclose(image.pixels, pixels, atol=2e-6)
+    assert image.record["window"] == pytest.approx(window)
+    assert image.spacing_mm == pytest.approx(0.3)
+    assert image.record["size"] == (COLUMNS, ROWS)
+    assert image.record["transfer_syntax"] == data.file_meta.TransferSyntaxUID.name
+    assert image.record["inverted"] == (complement is not None)
+    wanted = ["the photometric interpretation is missing; MONOCHROME2 was assumed"] if name.startswith("no photo") else []
+    assert image.record["warnings"] == wanted
+    json.dumps(image.record)
+
+
+def encoded(array: np.ndarray, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_jpeg_2000_lossless_is_exact(tmp_path):
+    stored = picture(16).astype(np.uint16)
+    data = ct(stored, syntax=JPEG2000Lossless)
+    data.PixelData = encapsulate([encoded(stored, "JPEG2000", irreversible=False, no_jp2=True)])
+    data["PixelData"].is_undefined_length = True
+    np.testing.assert_allclose(read_image(save(data, tmp_path / "a.dcm")).pixels, expected(stored)[0], atol=2e-6)
+
+
+def test_jpeg_baseline_is_near(tmp_path):
+    stored = picture(8).astype(np.uint8)
+    data = ct(stored, syntax=JPEGBaseline8Bit)
+    data.PixelData = encapsulate([encoded(stored, "JPEG", quality=100)])
+    data["PixelData"].is_undefined_length = True
+    assert abs(read_image(save(data, tmp_path / "a.dcm")).pixels - expected(stored)[0]).max() < 0.02
+
+
+def test_jpeg_ls_is_exact_or_names_the_missing_decoder():
+    compressed, plain = PYDICOM_FILES / "MR_small_jpeg_ls_lossless.dcm", PYDICOM_FILES / "MR_small.dcm"
+    if get_decoder(JPEGLSLossless).is_available:
+        assert (read_image(compressed).pixels == read_image(plain).pixels).all()
+    else:
+        with pytest.raises(ImageError, match="JPEG-LS Lossless Image Compression, for which no decoder is installed; install "):
+            read_image(compressed)
+
+
+LOSSLESS_JPEG = PYDICOM_FILES / "SC_rgb_jpeg_gdcm.dcm"
+
+
+def test_lossless_jpeg_is_exact_or_names_the_missing_decoder():
+    if get_decoder(JPEGLosslessSV1).is_available:
+        assert (read_image(LOSSLESS_JPEG).pixels == read_image(PYDICOM_FILES / "SC_rgb_rle.dcm").pixels).all()
+    else:
+        with pytest.raises(ImageError, match="compressed as JPEG Lossless.*, for which no decoder is installed; install "):
+            read_image(LOSSLESS_JPEG)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_lossless_jpeg_ends_in_an_image_error_not_in_a_crash(tmp_path, seed):
+    """The only free decoder of it aborts on some damage, which nothing in the same process survives."""
+    content, rng = bytearray(LOSSLESS_JPEG.read_bytes()), np.random.default_rng(seed)
+    start = content.find(b"\xff\xd8\xff")
+    for _ in range(60):
+        damaged = bytearray(content)
+        for at in rng.integers(start, len(content), 3):
+            damaged[at] = rng.integers(256)
+        (tmp_path / "slice").write_bytes(damaged)
+        try:
+            assert np.isfinite(read_image(tmp_path / "slice").pixels).all()
+        except ImageError as error:
+            assert str(error).startswith("slice: ")
+
+
+def test_the_process_apart_gives_the_same_pixels_and_comes_back_after_its_death(tmp_path):
+    path, apart = save(ct(picture().astype(np.uint16)), tmp_path / "slice"), dicom._Apart()
+    assert (apart.decode(str(path), 0) == picture()).all()
+    first = apart.child
+    first.kill()
+    first.wait()
+    assert (apart.decode(str(path), 0) == picture()).all() and apart.child is not first
+    with pytest.raises(RuntimeError, match="refused"):
+        apart.decode(str(tmp_path / "none"), 0)
+    assert (apart.decode(str(path), 0) == picture()).all()
+    os.kill(apart.child.pid, signal.SIGSTOP)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="took too long"):
+        patch.setattr(dicom, "MAX_DECODE_S", 0.2)
+        apart.decode(str(path), 0)
+    assert apart.child is None
+
+
+def test_colour_becomes_luminance_with_a_warning(tmp_path):
+    grey = picture(8)
+    rgb = np.stack([grey, grey[::-1], 255 - grey], -1).astype(np.uint8)
+    luminance = rgb @ np.array([0.299, 0.587, 0.114])
+    image = read_image(save(ct(rgb), tmp_path / "rgb"))
+    assert abs(image.pixels - expected(luminance)[0]).max() < 1e-4
+    assert image.record["warnings"] == ["RGB was converted to grey; a screenshot loses the scanner's grey values"]
+    ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    image = read_image(save(ct(ybr, PhotometricInterpretation="YBR_FULL"), tmp_path / "ybr"))
+    assert abs(image.pixels - expected(luminance)[0]).max() < 0.03
+    assert "YBR_FULL was converted to grey" in image.record["warnings"][0]
+
+
+def test_palette_is_looked_up(tmp_path):
+    data = ct(picture(8).astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
+    table = np.arange(255, -1, -1, dtype="<u2") * 257  # an inverting grey palette
+    for colour in ("Red", "Green", "Blue"):
+        setattr(data, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(data, f"{colour}PaletteColorLookupTableData", table.tobytes())
+    image = read_image(save(data, tmp_path / "palette"))
+    np.testing.assert_allclose(image.pixels, expected(255 - picture(8))[0], atol=1e-4)
+    assert "PALETTE COLOR was converted to grey" in image.record["warnings"][0]
+
+
+def test_modality_lut_replaces_rescale(tmp_path):
+    data = ct(picture(8).astype(np.uint16), bits=8)
+    lut = Dataset()
+    lut.LUTDescriptor, lut.ModalityLUTType = [256, 0, 16], "US"
+    lut.add_new("LUTData", "OW", (np.arange(256) ** 2).astype("<u2").tobytes())
+    data.ModalityLUTSequence = [lut]
+    np.testing.assert_allclose(read_image(save(data, tmp_path / "lut")).pixels, expected(picture(8) ** 2)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("value, limit, dtype, stored",
+                         [(0, None, np.uint16, 0), (63536, None, np.int16, -2000), (0, 2, np.uint16, 1)])
+def test_padding_becomes_black_and_shifts_no_percentile(tmp_path, value, limit, dtype, stored):
+    values = picture().astype(dtype) + dtype(10)
+    values[:, :20] = stored
+    data = ct(values, PixelRepresentation=int(dtype == np.int16))
+    data.add_new("PixelPaddingValue", "US", value)
+    if limit is not None:
+        data.add_new("PixelPaddingRangeLimit", "US", limit)
+    image = read_image(save(data, tmp_path / "padded"))
+    assert (image.pixels[:, :20] == 0).all()
+    np.testing.assert_allclose(image.pixels[:, 20:], expected(values[:, 20:].astype(int))[0], atol=2e-6)
+    assert np.isnan(read_dicom(tmp_path / "padded").values[:, :20]).all()
+
+
+@pytest.mark.parametrize("attributes, spacing, warning", [
+    (dict(PixelSpacing=[0.2, 0.4]), 0.3, "pixels are not square (0.2 × 0.4 mm)"),
+    (dict(PixelSpacing=None, ImagerPixelSpacing=[0.25, 0.25]), 0.25,
+     "the pixel spacing is that at the detector, not in the patient"),
+    (dict(PixelSpacing=None), None, "the pixel spacing is missing"),
+    (dict(PixelSpacing=[0, 0]), None, "the pixel spacing is impossible and was ignored"),
+    (dict(Modality="MR"), 0.3, "the modality is MR, not CT"),
+    (dict(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]), 0.3,
+     "the slice is not sagittal by its orientation; give a mid-sagittal slice or a "
+                                                           "whole volume"),
+])
+def test_doubtful_headers_are_told(tmp_path, attributes, spacing, warning):
+    image = read_image(save(ct(picture().astype(np.uint16), **attributes), tmp_path / "slice"))
+    assert image.spacing_mm == (None if spacing is None else pytest.approx(spacing))
+    assert image.record["warnings"] == [warning]
+
+
+def test_a_bright_edge_is_told(tmp_path):
+    data = ct((4095 - picture() // 2).astype(np.uint16))
+    data.PixelData = np.where(np.pad(np.zeros((40, 60)), 10, constant_values=1) > 0, 4000, picture() // 4).astype("<u2").tobytes()
+    image = read_image(save(data, tmp_path / "slice"))
+    assert image.record["warnings"] == ["the edge of the image is bright; its grey values may be inverted"]
+
+
+# --- screenshots ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind, bits", [("PNG", 8), ("PNG", 16), ("TIFF", 8), ("TIFF", 16)])
+def test_screenshots_read_like_dicom(tmp_path, kind, bits):
+    stored = picture(bits).astype(np.uint16 if bits == 16 else np.uint8)
+    path = tmp_path / "named.dcm"  # content decides, not the name
+    path.write_bytes(encoded(stored, kind))
+    image = read_image(path)
+    as_dicom = read_image(save(ct(stored), tmp_path / "slice.png"))
+    assert (image.pixels == as_dicom.pixels).all()
+    assert image.spacing_mm is None and image.record["format"] == kind and image.record["window"] == as_dicom.record["window"]
+    assert as_dicom.record["format"] == "DICOM"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "CMYK", "I", "F"])
+def test_modes_agree_with_grey(tmp_path, mode):
+    grey = Image.fromarray(picture(8).astype(np.uint8))
+    path = tmp_path / "image"
+    (grey.convert("RGB") if mode == "CMYK" else grey).convert(mode).save(path, "TIFF" if mode in ("CMYK", "I", "F") else "PNG")
+    image = read_image(path)
+    np.testing.assert_allclose(image.pixels, expected(picture(8))[0], atol=0.01)
+    assert image.record["warnings"] == [] and image.record["mode"] == mode
+
+
+def test_colour_in_a_screenshot_is_told(tmp_path):
+    grey = picture(8).astype(np.uint8)
+    rgb = np.stack([grey] * 3, -1)
+    rgb[5:15, 5:15] = (255, 0, 0)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.record["warnings"] == ["coloured pixels were converted to grey"]
+    low, high = image.record["window"]
+    assert image.pixels[10, 10] == pytest.approx((0.299 * 255 - low) / (high - low), abs=1e-5)
+
+
+def test_transparent_pixels_are_padding(tmp_path):
+    grey = picture(8).astype(np.uint8)
+    alpha = np.full_like(grey, 255)
+    alpha[:30] = 0
+    Image.fromarray(np.stack([grey, grey, grey, alpha], -1)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert (image.pixels[:30] == 0).all()
+    np.testing.assert_allclose(image.pixels[30:], expected(grey[30:].astype(int))[0], atol=2e-6)
+
+
+def test_exif_orientation_is_recorded_not_applied(tmp_path):
+    image, exif = Image.fromarray(picture(8).astype(np.uint8)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    read = read_image(tmp_path / "a.jpg")
+    assert read.pixels.shape == (ROWS, COLUMNS) and read.record["exif_orientation"] == 6
+    assert read.record["warnings"] == ["EXIF orientation 6 was ignored; pixels are as stored"]
+
+
+@pytest.mark.parametrize("side", [12_000, 60_000])
+def test_a_decompression_bomb_is_refused_unopened(tmp_path, side):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="bomb.png"):
+        read_image(tmp_path / "bomb.png")
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
+
+
+def test_real_slices_of_the_shared_folder():
+    files = sorted(REFERENCE.glob("*.jpg"))
+    if not files:
+        pytest.skip("no reference images beside the repository")
+    for path in files:
+        image = read_image(path)
+        assert image.pixels.shape == np.asarray(Image.open(path)).shape[:2] and image.spacing_mm is None
+        assert image.pixels.min() == 0 and image.pixels.max() == 1 and image.pixels.std() > 0.1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_window_is_that_of_a_sort(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    size = data.draw(st.integers(2, 5000))
+    kind = data.draw(st.sampled_from(["bytes", "words", "signed", "real", "outlier", "constant"]))
+    values = {"bytes": lambda: rng.integers(0, 256, size), "words": lambda: rng.integers(0, 65536, size),
+              "signed": lambda: rng.integers(-3000, 3000, size) * 2, "real": lambda: rng.normal(0, 1e-3, size),
+              "outlier": lambda: np.append(rng.normal(0, 1, size), 1e20),
+              "constant": lambda: np.full(size, 7)}[kind]().astype(np.float32)
+    low, high = np.percentile(values, [0.5, 99.8], method="inverted_cdf")
+    assert window_of(values) == (low, high)
+
+
+def test_a_slice_of_usual_size_takes_milliseconds(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 4000, (600, 600)).astype(np.uint16)
+    path = save(ct(stored), tmp_path / "slice")
+    took = []
+    for _ in range(7):
+        start = time.process_time()
+        read_image(path)
+        took.append(time.process_time() - start)
+    assert min(took) < 0.05  # 4 ms on one core
+
+
+# --- failures -------------------------------------------------------------------------------------------------------------------
+def dicom_bytes(**attributes) -> bytes:
+    buffer = io.BytesIO()
+    ct(picture().astype(np.uint16), **attributes).save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def without_pixels() -> bytes:
+    return dicom_bytes(PixelData=None)
+
+
+FAILURES = {
+    "empty": (lambda: b"", "the file is empty"),
+    "text named .dcm": (lambda: b"patient, stage\n" * 40, "not a DICOM file"),
+    "cut in its pixels": (lambda: dicom_bytes()[:-100], "truncated, 9500 of 9600 bytes"),
+    "cut in its header": (lambda: dicom_bytes()[:400], "slice.dcm: "),
+    "no pixel data": (without_pixels, "holds no pixel data"),
+    "more rows than data": (lambda: dicom_bytes(Rows=6000), "truncated, 9600 of 960000 bytes"),
+    "absurd rows": (lambda: dicom_bytes(Rows=65535, Columns=65535), "which no scanner makes"),
+    "no rows": (lambda: dicom_bytes(Rows=None), "which no scanner makes"),
+    "absurd frames": (lambda: dicom_bytes(NumberOfFrames=2**31 - 1), "which no scanner makes"),
+    "unknown photometric": (lambda: dicom_bytes(PhotometricInterpretation="DOE JOHN"), "photometric interpretation is unknown"),
+    "video syntax": (lambda: dicom_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.4.100\0"), "slice.dcm: "),
+    "constant": (lambda: dicom_bytes(PixelData=bytes(9600)), "all pixels have the same value"),
+    "only padding": (lambda: dicom_bytes(PixelData=bytes(9600), PixelPaddingValue=0), "nothing but padding"),
+    "too small": (lambda: encoded(np.zeros((10, 10), np.uint8), "PNG"), "10×10 pixels are too few"),
+    "cut PNG": (lambda: encoded(picture(8).astype(np.uint8), "PNG")[:-300], "decoding its pixels failed"),
+    "cut JPEG": (lambda: encoded(picture(8).astype(np.uint8), "JPEG")[:-300], "decoding its pixels failed"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_are_one_line_that_names_the_file(tmp_path, name):
+    content, message = FAILURES[name]
+    path = tmp_path / "slice.dcm"
+    path.write_bytes(content())
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    text = str(caught.value)
+    assert message in text and text.startswith("slice.dcm: ") and "\n" not in text and str(tmp_path) not in text
+
+
+def test_missing_path_empty_folder_and_device(tmp_path):
+    with pytest.raises(ImageError, match="^none.dcm: no such file or folder"):
+        read_image(tmp_path / "none.dcm")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ImageError, match="^folder: no DICOM image in this folder"):
+        read_image(tmp_path / "folder")
+    with pytest.raises(ImageError, match="^null: neither a file nor a folder"):
+        read_image("/dev/null")
+
+
+def test_a_zip_bomb_in_deflated_syntax_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "MAX_INFLATED", 2**16)
+    data = ct(np.zeros((1000, 1000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
+    path = save(data, tmp_path / "bomb")
+    assert path.stat().st_size < 2**16
+    with pytest.raises(ImageError, match="inflates to more than"):
+        read_image(path)
+
+
+def test_nothing_identifying_leaves_the_header(tmp_path, caplog, recwarn):
+    secret = "SECRETNAME"
+    attributes = dict(PatientName=f"{secret}^{secret}", PatientID=secret, PatientBirthDate=secret, InstitutionName=secret,
+                      Modality=secret, AccessionNumber=secret, StudyDescription=secret, RescaleType=secret, ImageComments=secret)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        good = save(ct(picture().astype(np.uint16), **attributes), tmp_path / "good").read_bytes()
+    caplog.set_level(logging.DEBUG)
+    recwarn.clear()
+    image = read_image(tmp_path / "good")
+    said = [json.dumps(image.record)]
+    bad = {"photometric": good.replace(b"MONOCHROME2 ", b"SECRETNAME2 "), "cut": good[:-50],
+           "number": good.replace(b"0.3\\0.3 ", b"SECRET\\N")}
+    for name, content in bad.items():
+        assert content != good
+        (tmp_path / name).write_bytes(content)
+        try:
+            said.append(json.dumps(read_image(tmp_path / name).record))
+        except ImageError as error:
+            said.append(str(error))
+            assert error.__cause__ is None and error.__suppress_context__ or error.__context__ is None
+    said += [record.getMessage() for record in caplog.records] + [str(warning.message) for warning in recwarn]
+    assert len(said) >= 4 and not [text for text in said if "SECRET" in text]
+
+
+# --- damage by chance -----------------------------------------------------------------------------------------------------------
+def seeds() -> dict[str, bytes]:
+    files = {"explicit": dicom_bytes(RescaleSlope=1.5), "implicit": dicom_bytes(syntax=ImplicitVRLittleEndian),
+             "deflated": dicom_bytes(syntax=DeflatedExplicitVRLittleEndian),
+             "MONOCHROME1": dicom_bytes(PhotometricInterpretation="MONOCHROME1"),
+             "png": encoded(picture(16).astype(np.uint16), "PNG"), "jpeg": encoded(picture(8).astype(np.uint8), "JPEG"),
+             "tiff": encoded(picture(8).astype(np.uint8), "TIFF", compression="tiff_lzw")}
+    for name, syntax in (("RLE", RLELossless), ("JPEG 2000", JPEG2000Lossless)):
+        data, buffer = ct(picture().astype(np.uint16)), io.BytesIO()
+        if syntax == RLELossless:
+            data.compress(syntax)
+        else:
+            data.file_meta.TransferSyntaxUID = syntax
+            data.PixelData = encapsulate([encoded(picture().astype(np.uint16), "JPEG2000", irreversible=False, no_jp2=True)])
+            data["PixelData"].is_undefined_length = True
+        data.save_as(buffer, enforce_file_format=True)
+        files[name] = buffer.getvalue()
+    volume, buffer = ct(np.stack([picture()] * 3).astype(np.uint16), PixelPaddingValue=5), io.BytesIO()
+    volume.save_as(buffer, enforce_file_format=True)
+    return files | {"frames": buffer.getvalue()}
+
+
+SEEDS = seeds()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_damaged_files_give_an_image_or_an_image_error(tmp_path_factory, data):
+    content = bytearray(SEEDS[data.draw(st.sampled_from(sorted(SEEDS)))])
+    header = min(len(content), 1200)  # most of what can go wrong stands at the front
+    for _ in range(data.draw(st.integers(0, 6))):
+        at = data.draw(st.integers(0, header - 1) | st.integers(0, len(content) - 1))
+        content[at] ^= data.draw(st.integers(1, 255))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    path = tmp_path_factory.getbasetemp() / "fuzzed"
+    path.write_bytes(content)
+    start = time.process_time()
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        assert str(error).startswith("fuzzed: ") and "\n" not in str(error)
+    else:
+        assert isinstance(image, GreyImage) and np.isfinite(image.pixels).all()
+        assert image.pixels.min() >= 0 and image.pixels.max() <= 1 and image.pixels.ndim == 2
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("name", sorted(SEEDS))
+def test_every_tenth_of_a_file_gives_an_image_or_an_image_error(tmp_path, name):
+    path = tmp_path / "cut"
+    for tenth in range(10):
+        path.write_bytes(SEEDS[name][: len(SEEDS[name]) * tenth // 10])
+        try:
+            assert np.isfinite(read_image(path).pixels).all()
+        except ImageError as error:
+            assert str(error).startswith("cut: ")
+
+
+def test_the_test_collection_of_pydicom_gives_images_or_image_errors():
+    read, refused = [], []
+    for path in sorted(item for item in PYDICOM_FILES.rglob("*") if item.is_file()):
+        try:
+            image = read_image(path)
+            assert np.isfinite(image.pixels).all()
+            read.append(path.name)
+        except ImageError as error:
+            refused.append(path.name)
+            assert "\n" not in str(error)
+    for name in ("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm",
+                 "image_dfl.dcm", "examples_palette.dcm", "examples_rgb_color.dcm", "SC_ybr_full_422_uncompressed.dcm",
+                 "J2K_pixelrep_mismatch.dcm"):
+        assert name in read
+    for name in ("MR_truncated.dcm", "rtplan.dcm", "waveform_ecg.dcm", "README.txt", "zipMR.gz", "test-SR.dcm"):
+        assert name in refused
+    same = [read_image(PYDICOM_FILES / f"MR_small{end}.dcm").pixels
+            for end in ("", "_RLE", "_bigendian", "_implicit", "_jp2klossless", "_expb")]
+    assert all((pixels == same[0]).all() for pixels in same)
+
+
+# --- volumes --------------------------------------------------------------------------------------------------------------------
+EXTENT_MM = 168.0
+
+
+def head(voxel_mm=2.0, yaw=0.0, roll=0.0, pitch=0.0, shift_mm=0.0, noise=40.0, cylinder=False, seed=0):
+    """A drawn head as a Volume, the true normal of its mirror plane, and a function that draws it at points (…, 3) in mm."""
+    a, b, c = np.radians([yaw, roll, pitch])
+    left = np.array([np.cos(b) * np.cos(a), np.cos(b) * np.sin(a), np.sin(b)])
+    back = np.array([0, np.cos(c), np.sin(c)])
+    back = (back - (back @ left) * left) / np.linalg.norm(back - (back @ left) * left)
+    axes = np.stack([left, back, np.cross(left, back)])
+
+    def draw(points):
+        x, y, z = np.moveaxis(points @ axes.T, -1, 0)
+        x = x - shift_mm
+        value = np.full(x.shape, -1000.0, np.float32)
+
+        def ellipsoid(centre, radii):
+            return ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 + ((z - centre[2]) / radii[2]) ** 2
+
+        value[ellipsoid((0, 0, 5), (74, 92, 84)) < 1] = 40
+        value[ellipsoid((0, -55, -50), (50, 38, 48)) < 1] = 50
+        skull = ellipsoid((0, 5, 15), (68, 84, 74))
+        value[skull < 1] = 1200
+        value[skull < 0.86] = 35
+        for side in (-1, 1):
+            value[ellipsoid((32 * side, -68, 0), (18, 20, 17)) < 1] = 20
+            value[ellipsoid((55 * side, 20, -35), (12, 18, 15)) < 1] = 900
+            value[ellipsoid((52 * side, 22, -37), (6, 9, 8)) < 1] = -700
+            value[ellipsoid((22 * side, -70, -35), (14, 16, 16)) < 1] = -900
+            value[ellipsoid((40 * side, -52, -60), (6, 28, 18)) < 1] = 1300
+        value[ellipsoid((0, -66, -25), (2, 22, 20)) < 1] = 700
+        value[ellipsoid((0, -5, -25), (14, 22, 10)) < 1] = 600
+        value[ellipsoid((0, 0, -80), (12, 14, 50)) < 1] = 500
+        value[ellipsoid((12, -30, -10), (6, 6, 6)) < 1] = -300  # no face is quite symmetric
+        value[ellipsoid((-40, 30, 40), (8, 8, 8)) < 1] = 300
+        return value
+
+    n = int(EXTENT_MM / voxel_mm)
+    affine = np.zeros((4, 4))
+    affine[2, 0] = affine[1, 1] = affine[0, 2] = voxel_mm
+    affine[:3, 3], affine[3, 3] = -(n - 1) / 2 * voxel_mm, 1
+    index = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1)
+    points = index @ affine[:3, :3].T + affine[:3, 3]
+    values = draw(points) + np.random.default_rng(seed).normal(0, noise, (n, n, n)).astype(np.float32)
+    if cylinder:
+        values[:, np.hypot(points[0, ..., 0], points[0, ..., 1]) > EXTENT_MM / 2] = -1000
+    return Volume(values, affine, True, {"warnings": []}), left, draw
+
+
+@pytest.mark.parametrize("yaw, roll, pitch, shift_mm, cylinder", [
+    (0, 0, 0, 0, False), (15, -15, 10, 15, False), (-15, 8, -12, -15, True), (6, 15, 0, 9, True), (-3, -11, 15, -6, False)])
+def test_the_midsagittal_plane_is_found_within_2_mm_and_2_degrees(yaw, roll, pitch, shift_mm, cylinder):
+    volume, left, _ = head(2.0, yaw, roll, pitch, shift_mm, cylinder=cylinder)
+    plane = find_plane(volume)
+    assert np.degrees(np.arccos(min(plane.normal @ left, 1))) < 1
+    for y, z in ((0, 0), (-60, -40), (40, 50)):  # distance of true points in the plane from the one found
+        point = left * shift_mm + np.array([0, y, z]) - left * (left @ [0, y, z])
+        assert abs(plane.normal @ point - plane.offset_mm) < 2
+    assert plane.yaw_deg == pytest.approx(yaw, abs=1) and plane.roll_deg == pytest.approx(roll, abs=1)
+    assert plane.correlation > 0.9 and plane.confidence > midsagittal.WARN_BELOW
+    if cylinder:
+        again = find_plane(volume)
+        assert (again.normal == plane.normal).all() and again.offset_mm == plane.offset_mm
+
+
+def test_the_slice_shows_what_lies_in_the_plane():
+    volume, left, draw = head(1.2, yaw=9, roll=-7, shift_mm=8, noise=0)
+    cut = midsagittal_slice(volume)
+    assert cut.spacing_mm == pytest.approx(1.2) and volume.record["warnings"] == []
+    plane = cut.plane
+    forward = np.array([0, -1, 0]) + plane.normal[1] * plane.normal
+    forward /= np.linalg.norm(forward)
+    down = np.cross(plane.normal, forward)
+    assert down[2] < -0.9 and forward[1] < -0.9  # head up, face to the right
+    h, w = cut.values.shape
+    rows, columns = np.mgrid[:h, :w]
+    # the slice's corner is not told; take it from the brightest correlation of whole-pixel shifts of the drawn slice
+    grid = plane.offset_mm * plane.normal + 1.2 * ((rows - h / 2)[..., None] * down + (columns - w / 2)[..., None] * forward)
+    truth = draw(grid)
+    scores = {}
+    seen = np.isfinite(cut.values)
+    for dy in range(-6, 7):
+        for dx in range(-6, 7):
+            moved = np.roll(truth, (dy, dx), (0, 1))[8:-8, 8:-8][seen[8:-8, 8:-8]]
+            scores[dy, dx] = np.corrcoef(moved, cut.values[8:-8, 8:-8][seen[8:-8, 8:-8]])[0, 1]
+    assert max(scores.values()) > 0.97
+    assert min(scores.values()) < 0.95
+
+
+def test_noise_balls_small_and_coarse_volumes_are_refused():
+    volume, _, _ = head(2.0)
+    noise = np.random.default_rng(0).normal(0, 100, volume.values.shape).astype(np.float32)
+    volume.affine[:3, :3] *= 0.7  # 1.4 mm voxels, 118 mm
+    with pytest.raises(ImageError, match="^case: no plane of symmetry stands out"):
+        midsagittal_slice(Volume(noise, volume.affine, True, {"warnings": []}), "case")
+    grid = np.arange(84) - 41.5
+    ball = ((grid[:, None, None] ** 2 + grid[:, None] ** 2 + grid**2) < 1200).astype(np.float32)
+    with pytest.raises(ImageError, match="no plane of symmetry stands out"):
+        midsagittal_slice(Volume(ball, volume.affine, True, {"warnings": []}))
+    with pytest.raises(ImageError, match="too small to find its mid-sagittal plane"):
+        midsagittal_slice(Volume(volume.values[:40], volume.affine, True, {"warnings": []}))
+    volume.affine[:3, :3] *= 2
+    with pytest.raises(ImageError, match="voxels of 2.8 mm are too coarse"):
+        midsagittal_slice(volume)
+
+
+def test_the_search_takes_little_memory_beside_the_volume():
+    volume, _, _ = head(1.2, 5, 5, 0, 5)
+    tracemalloc.start()
+    midsagittal_slice(volume)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * volume.values.nbytes  # 11 MB here; what it takes does not grow with the volume's resolution
+
+
+def write_series(folder: Path, volume: Volume, axis: int = 0, uid: str = "1.2.3", skip=(), **attributes) -> None:
+    """The volume as single-frame files, one a slice along `axis` (axial, coronal, sagittal), in shuffled files and numbers."""
+    folder.mkdir(exist_ok=True)
+    stored = np.moveaxis(np.clip(volume.values + 1000, 0, 4095).round().astype(np.uint16), axis, 0)
+    row_axis, column_axis = [i for i in range(3) if i != axis]
+    steps = volume.affine[:3, :3]
+    cosines = [*steps[:, column_axis] / volume.voxel_mm[column_axis], *steps[:, row_axis] / volume.voxel_mm[row_axis]]
+    order = np.random.default_rng(0).permutation(len(stored))
+    for name, k in enumerate(order):
+        if k not in skip:
+            data = ct(stored[k], SeriesInstanceUID=uid, InstanceNumber=int(name),
+                      ImageOrientationPatient=[float(v) for v in cosines],
+                      ImagePositionPatient=[float(v) for v in volume.affine[:3, 3] + k * steps[:, axis]],
+                      RescaleIntercept=-1000.0,
+                      PixelSpacing=[float(volume.voxel_mm[row_axis]), float(volume.voxel_mm[column_axis])], **attributes)
+            save(data, folder / f"{uid}-{name:04d}")
+
+
+@pytest.fixture(scope="module")
+def small_head():
+    volume, left, _ = head(1.4, yaw=8, roll=-6, shift_mm=5, noise=20)
+    volume.values.clip(-1000, 3095, out=volume.values)
+    return volume, left
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_axial_coronal_and_sagittal_series_give_the_same_slice(tmp_path, small_head, axis):
+    volume, left = small_head
+    write_series(tmp_path / "series", volume, axis)
+    read = read_series(tmp_path / "series")
+    assert read.record["warnings"] == [] and read.oriented
+    mapped = read.affine[:3, :3] @ (np.array(read.values.shape) - 1) + read.affine[:3, 3]
+    first, last = np.minimum(read.affine[:3, 3], mapped), np.maximum(read.affine[:3, 3], mapped)
+    n = volume.values.shape[0] - 1
+    np.testing.assert_allclose(first, volume.affine[:3, 3], atol=1e-3)
+    np.testing.assert_allclose(last, volume.affine[:3, 3] + 1.4 * n, atol=1e-3)
+    image, direct = read_image(tmp_path / "series"), midsagittal_slice(volume)
+    assert image.spacing_mm == pytest.approx(1.4) and image.record["format"] == "DICOM series"
+    assert image.record["size"] == image.pixels.shape[::-1] and image.record["slice"]["plane"] == "mid-sagittal"
+    assert image.record["slice"]["yaw_deg"] == pytest.approx(8, abs=1) and image.record["slice"]["confidence"] > 0.5
+    h, w = (min(a, b) for a, b in zip(image.pixels.shape, direct.values.shape, strict=True))
+    assert np.corrcoef(image.pixels[:h, :w].ravel(), np.nan_to_num(direct.values[:h, :w], nan=-1000).ravel())[0, 1] > 0.97
+    json.dumps(image.record, default=list)
+
+
+def test_the_largest_ct_series_is_taken_and_the_rest_told(tmp_path, small_head):
+    volume, _ = small_head
+    write_series(tmp_path / "all", volume, uid="1.2.3")
+    write_series(tmp_path / "all", Volume(volume.values[:20], volume.affine, True, {}), uid="1.2.4")
+    write_series(tmp_path / "all", Volume(np.repeat(volume.values, 2, 0)[:150], volume.affine, True, {}), uid="1.2.5",
+                 Modality="MR")
+    localiser = ct(volume.values[0].astype(np.int16), SeriesInstanceUID="1.2.3", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    save(localiser, tmp_path / "all/localiser")
+    (tmp_path / "all/notes.txt").write_text("seen")
+    read = read_series(tmp_path / "all")
+    assert read.values.shape == volume.values.shape
+    assert read.record["warnings"] == ["2 other series were left out",
+                                       "1 files of the series with another size or orientation were left out",
+                                       "1 files that are no readable DICOM were left out"]
+    np.testing.assert_allclose(read.values, volume.values, atol=0.51)
+
+
+def test_a_gap_is_interpolated_and_told(tmp_path, small_head):
+    volume, _ = small_head
+    write_series(tmp_path / "series", volume, skip=(50, 51))
+    read = read_series(tmp_path / "series")
+    assert read.values.shape == volume.values.shape
+    assert read.record["warnings"] == ["slices are uneven (1.40 to 4.20 mm apart); missing ones were interpolated"]
+    near = volume.values.clip(-1000, 3095)
+    np.testing.assert_allclose(read.values[50], near[49] * 2 / 3 + near[52] / 3, atol=1)
+    np.testing.assert_allclose(read.values[53], near[53], atol=1)
+
+
+def test_a_slice_far_away_is_refused_before_anything_is_allocated(tmp_path):
+    folder = tmp_path / "far"
+    folder.mkdir()
+    for k, z in enumerate((0.0, 1.0, 2.0, 1e9)):
+        save(ct(picture().astype(np.uint16), InstanceNumber=k, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                ImagePositionPatient=[0, 0, z]), folder / f"{k}")
+    with pytest.raises(ImageError, match=r"far: slices are missing or too many \(4 over 1e\+09 mm\)"):
+        read_image(folder)
+
+
+def test_doubled_slices_and_missing_positions_are_told(tmp_path, small_head):
+    volume, _ = small_head
+    write_series(tmp_path / "a", volume)
+    write_series(tmp_path / "b", volume)
+    for path in (tmp_path / "b").iterdir():
+        path.rename(tmp_path / "a" / f"again-{path.name}")
+    read = read_series(tmp_path / "a")
+    assert read.values.shape == volume.values.shape
+    assert read.record["warnings"] == [f"{len(volume.values)} slices at a place already taken were left out"]
+    stack = volume.values[:10]
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for k in range(10):
+        save(ct(stack[k].astype(np.int16), InstanceNumber=10 - k, SpacingBetweenSlices=0.9, ImageOrientationPatient=None),
+             folder / f"{k}")
+    read = read_series(folder)
+    assert (read.values == stack[::-1].astype(np.int16)).all() and not read.oriented
+    assert read.voxel_mm == pytest.approx([0.9, 0.3, 0.3])
+    assert read.record["warnings"] == ["the orientation is missing; axial slices from foot to head were assumed",
+                                       "the position of slices is missing; they were stacked by their number"]
+
+
+def test_a_tilted_gantry_shears_the_affine(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 100, (5, 40, 40)).astype(np.uint16)
+    folder = tmp_path / "tilted"
+    folder.mkdir()
+    for k in range(5):
+        save(ct(stack[k], InstanceNumber=k, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                ImagePositionPatient=[0, 0.3 * k, 1.0 * k]), folder / f"{k}")
+    np.testing.assert_allclose(read_series(folder).affine[:3, 0], [0, 0.3, 1.0], atol=1e-9)
+
+
+def test_a_series_of_one_slice_is_an_image(tmp_path):
+    (tmp_path / "one").mkdir()
+    save(ct(picture().astype(np.uint16)), tmp_path / "one/slice")
+    assert isinstance(read_series(tmp_path / "one"), DicomImage)
+    assert (read_image(tmp_path / "one").pixels == read_image(tmp_path / "one/slice").pixels).all()
+
+
+@pytest.mark.parametrize("compress", [None, RLELossless])
+def test_enhanced_multi_frame_files_are_volumes(tmp_path, small_head, compress):
+    """Frames out of order, each with its own position and rescale in the functional groups."""
+    volume, left = small_head
+    order = np.random.default_rng(1).permutation(len(volume.values))
+    stored = np.clip(volume.values + 1000, 0, 4095).round().astype(np.uint16)[order]
+    data = ct(stored, PixelSpacing=None, ImageOrientationPatient=None)
+    shared, measures, facing = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [1.4, 1.4], 1.4
+    facing.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [facing]
+    data.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for k in order:
+        frame, place, transform = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [float(v) for v in volume.affine[:3, 3] + [0, 0, 1.4 * k]]
+        transform.RescaleSlope, transform.RescaleIntercept = 1.0, -1000.0 if k % 2 else -900.0
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [place], [transform]
+        groups.append(frame)
+    data.PerFrameFunctionalGroupsSequence = groups
+    if compress:
+        data.compress(compress)
+    read = read_dicom(save(data, tmp_path / "enhanced"))
+    want = volume.values + np.where(np.arange(len(order)) % 2, 0, 100)[:, None, None]
+    np.testing.assert_allclose(read.values, want, atol=0.51)
+    np.testing.assert_allclose(read.affine, volume.affine, atol=1e-6)
+    assert read.record["warnings"] == []
+
+
+def test_classic_multi_frame_files_are_stacked_by_their_spacing(tmp_path, small_head):
+    volume, _ = small_head
+    stored = np.clip(volume.values + 1000, 0, 4095).round().astype(np.uint16)
+    data = ct(stored, PixelSpacing=[1.4, 1.4], SpacingBetweenSlices=1.4, ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    image = read_image(save(data, tmp_path / "frames"))
+    assert image.record["slice"]["yaw_deg"] == pytest.approx(8, abs=1)
+    assert image.record["volume"]["voxel_mm"] == [1.4, 1.4, 1.4]
+    assert image.record["warnings"] == ["the position of slices is missing; they were stacked by their number"]
+
+
+def test_a_dicomdir_stands_for_its_folder():
+    with pytest.raises(ImageError) as by_file:
+        read_image(PYDICOM_FILES / "dicomdirtests/DICOMDIR")
+    with pytest.raises(ImageError) as by_folder:
+        read_image(PYDICOM_FILES / "dicomdirtests")
+    assert str(by_file.value).split(": ")[1] == str(by_folder.value).split(": ")[1] and "too coarse" in str(by_file.value)
+
+
+def test_the_reader_changes_no_file(tmp_path):
+    path = save(ct(picture().astype(np.uint16)), tmp_path / "slice")
+    before = path.read_bytes()
+    first = read_image(path).pixels
+    assert (read_image(path).pixels == first).all() and path.read_bytes() == before and reader.SMALLEST == 32

@@ -1,0 +1,195 @@
+"""The manifest: what is accepted, each fault told in one line with its file and row, and splits that keep patients together."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sos.cohort.manifest import BOX, REQUIRED, SPLITS, make_split, read_manifest
+from sos.errors import CohortError
+from sos.stages import BASSED5, FRANKLIN4
+
+
+def rows(n=10, **columns):
+    """A manifest's table: n patients, one image each, in the stages of BASSED5 by turns."""
+    i = np.arange(n)
+    table = pd.DataFrame({"patient_id": [f"{k:03d}" for k in i], "image": [f"img/{k}.png" for k in i], "stage": i % 5 + 1, "age_y": 8.0 + i,
+                          "sex": np.where(i % 2, "F", "M"), "x0": 10.0, "y0": 20.0, "x1": 30.5, "y1": 50.0, "split": ""})
+    return table.assign(**columns)
+
+
+@pytest.fixture
+def write(tmp_path):
+    return partial(_write, tmp_path)
+
+
+def _write(folder, table, name="manifest.csv"):
+    (folder / "img").mkdir(exist_ok=True)
+    for image in table["image"].dropna() if "image" in table else ():
+        (folder / image).write_bytes(b"pixels")
+    table.to_csv(folder / name, index=False)
+    return folder / name
+
+
+def fault(path, *parts, **settings_):
+    """Reading `path` must fail in one line that holds the file's name and all `parts`."""
+    with pytest.raises(CohortError) as caught:
+        read_manifest(path, **settings_)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(path), *parts):
+        assert part in message, message
+
+
+def test_a_clean_manifest_is_read_as_written(write):
+    table = rows(split=["train"] * 6 + ["valid"] * 2 + ["test"] * 2, extra="kept")
+    cohort = read_manifest(write(table))
+    pd.testing.assert_frame_equal(cohort.table[list(table)], table, check_dtype=False)
+    assert cohort.table["patient_id"][0] == "000"  # not the number 0
+    assert (cohort.table["target"] == cohort.table["stage"] - 1).all()
+    assert list(cohort.subset("valid").index) == [6, 7]
+    assert cohort.image_path(3) == cohort.root / "img/3.png" and cohort.image_path(3).is_file()
+    assert not cohort.virtual and cohort.label == "patients"
+
+
+def test_targets_count_from_zero_in_any_scheme(write):
+    cohort = read_manifest(write(rows(stage=[0, 1, 2, 3, 3] * 2)), FRANKLIN4)
+    assert cohort.table["target"].tolist() == [0, 1, 2, 3, 3] * 2
+
+
+def test_a_cohort_is_virtual_only_where_every_row_says_so(write):
+    kinds = ["virtual"] * 10
+    assert read_manifest(write(rows(cohort_kind=kinds))).label == "virtual patients"
+    assert not read_manifest(write(rows(cohort_kind=[*kinds[:9], "clinic"]))).virtual
+
+
+def test_fingerprint_sees_the_manifest_and_the_images(write):
+    first = read_manifest(write(rows())).fingerprint
+    assert read_manifest(write(rows())).fingerprint == first
+    assert read_manifest(write(rows(age_y=9.0))).fingerprint != first
+    path = write(rows())
+    (path.parent / "img/4.png").write_bytes(b"more pixels")
+    assert read_manifest(path).fingerprint != first
+
+
+def test_unknown_age_is_allowed(write):
+    assert read_manifest(write(rows(age_y=np.nan))).table["age_y"].isna().all()
+
+
+def test_a_byte_order_mark_and_other_column_orders_do_no_harm(write):
+    path = write(rows()[list(REQUIRED)[::-1]])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_manifest(path).table) == 10
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_told(tmp_path):
+    fault(tmp_path / "absent.csv", "no such manifest")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00binary\x00\xff", b'a,b\n1,2\n1,2,3,4\n"'], ids=["empty", "binary", "ragged"])
+def test_what_is_not_a_csv_is_told(tmp_path, content):
+    (tmp_path / "m.csv").write_bytes(content)
+    fault(tmp_path / "m.csv", "not a readable CSV")
+
+
+def test_a_folder_instead_of_a_file_is_told(tmp_path):
+    fault(tmp_path, "not a readable CSV")
+
+
+def test_all_missing_columns_are_named_together(write):
+    fault(write(rows().drop(columns=["x1", "sex"])), "column sex, x1 missing")
+
+
+def test_a_manifest_without_rows_is_told(write):
+    fault(write(rows(0)), "no row")
+
+
+@pytest.mark.parametrize("column", ["patient_id", "image", "stage"])
+def test_an_empty_cell_is_told_with_its_row(write, column):
+    table = rows().astype({column: object})
+    table.loc[3, column] = None
+    fault(write(table), "row 5", f"{column} is empty")  # the heading is row 1
+
+
+@pytest.mark.parametrize("column", ["stage", "age_y", *BOX])
+def test_a_word_in_place_of_a_number_is_told_with_its_row(write, column):
+    table = rows().astype({column: object})
+    table.loc[[6, 8], column] = "unclear"
+    fault(write(table), "row 8", f"{column} = 'unclear' is not a number")
+
+
+@pytest.mark.parametrize("stage", [0, 6, -1, 2.5])
+def test_a_stage_outside_the_scheme_is_told_with_its_row(write, stage):
+    table = rows().astype({"stage": float})
+    table.loc[9, "stage"] = stage
+    fault(write(table), "row 11", f"stage {stage:g} is not in the scheme 'bassed5' (1, 2, 3, 4, 5)")
+
+
+@pytest.mark.parametrize("change", [{"x1": 10.0}, {"x1": 9.0}, {"y1": 20.0}, {"y0": 51.0}, {"x0": np.nan}])
+def test_a_box_without_extent_is_told_with_its_row(write, change):
+    table = rows()
+    ((column, value),) = change.items()
+    table.loc[0, column] = value
+    fault(write(table), "row 2", "box has no extent")
+
+
+def test_an_absent_image_is_told_with_its_row(write):
+    path = write(rows())
+    (path.parent / "img/7.png").unlink()
+    fault(path, "row 9", "image img/7.png is not there")
+
+
+def test_a_half_filled_split_is_told(write):
+    fault(write(rows(split=["train"] * 4 + [""] * 6)), "4 of 10 rows")
+
+
+def test_an_unknown_split_is_told(write):
+    fault(write(rows(split=["train"] * 9 + ["holdout"])), "split 'holdout' is unknown", "train, valid, test")
+
+
+def test_a_patient_in_two_splits_is_told(write):
+    ids = [f"{k:03d}" for k in range(9)] + ["004"]
+    fault(write(rows(patient_id=ids, split=["train"] * 9 + ["test"])), "patient 004 is in more than one split")
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_split_is_filled_in_and_repeatable(write):
+    path = write(rows(100))
+    first, again, other = (read_manifest(path, valid_share=0.1, test_share=0.25, seed=seed).table["split"] for seed in (3, 3, 4))
+    assert set(first) == set(SPLITS) and first.equals(again) and not first.equals(other)
+
+
+def test_a_split_is_stratified_to_the_patient():
+    stage = pd.Series(np.repeat(np.arange(5), (40, 100, 20, 60, 8)))
+    ids = pd.Series([f"p{k}" for k in range(len(stage))])
+    split = pd.Series(make_split(ids, stage, 0.1, 0.25, seed=1))
+    for k, n in enumerate((40, 100, 20, 60, 8)):
+        counts = split[stage == k].value_counts()
+        assert counts["test"] == round(0.25 * n) and counts.get("valid", 0) == round(0.1 * n) and counts.sum() == n
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 4)), min_size=1, max_size=80), st.integers(0, 2**31), st.randoms(use_true_random=False))
+def test_no_patient_is_torn_apart_and_the_order_of_rows_does_not_matter(images, seed, random):
+    table = pd.DataFrame(images, columns=["patient", "target"])
+    table["patient"] = "p" + table["patient"].astype(str)
+    table["split"] = make_split(table["patient"], table["target"], 0.2, 0.3, seed)
+    assert (table.groupby("patient")["split"].nunique() == 1).all() and set(table["split"]) <= set(SPLITS)
+    order = list(table.index)
+    random.shuffle(order)
+    mixed = table.loc[order].reset_index(drop=True)
+    assert make_split(mixed["patient"], mixed["target"], 0.2, 0.3, seed).tolist() == mixed["split"].tolist()
+
+
+def test_virtual_cohort_is_a_clean_manifest(tiny_cohort):
+    cohort = read_manifest(tiny_cohort)
+    assert cohort.virtual and cohort.scheme is BASSED5 and len(cohort.table) == 24
+    assert cohort.table["split"].isin(SPLITS).all()

@@ -1,0 +1,174 @@
+"""Reviews are only ever added, by several people at once; the last word on a patient counts, and what it changed is told."""
+
+import csv
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sos.cohort.reviews import COLUMNS, add_review, apply_reviews, read_reviews
+from sos.errors import CohortError
+from sos.stages import BASSED5, FRANKLIN4
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
+HEADER = ",".join(COLUMNS) + "\n"
+
+
+def table() -> pd.DataFrame:
+    return pd.DataFrame({"patient_id": ["a", "b", "c", "d", "d"], "image": list("12345"), "stage": [1, 2, 3, 4, 4],
+                         "target": [0, 1, 2, 3, 3],
+                         "x0": 10.0, "y0": 20.0, "x1": 110.0, "y1": 90.0, "split": "train"})
+
+
+def test_what_is_added_is_read_back(tmp_path):
+    path = tmp_path / "reviews.csv"
+    add_review(path, "AB", "a", "box", (1, 2.5, 100, 80.25), "too tight", NOON)
+    add_review(path, "CD", "b", "stage", 3, 'a "scar", maybe', NOON + timedelta(minutes=1))
+    add_review(path, "CD", "c", "exclude", "yes", when=NOON + timedelta(minutes=2))
+    add_review(path, "AB", "c", "note", note="moved\nduring the scan", when=NOON + timedelta(minutes=3))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "when,who,patient_id,field,value,note" and len(lines) == 5
+    assert lines[1] == "2025-03-01T12:00:00.000000+00:00,AB,a,box,1 2.5 100 80.25,too tight"
+    reviews = read_reviews(path)
+    assert reviews["value"].tolist() == ["1 2.5 100 80.25", "3", "yes", ""]
+    assert reviews["note"].tolist() == ["too tight", 'a "scar", maybe', "", "moved during the scan"]
+    assert reviews.index.tolist() == [2, 3, 4, 5] and reviews["when"].iloc[0] == NOON
+
+
+def test_adding_changes_nothing_that_is_there(tmp_path):
+    path = tmp_path / "reviews.csv"
+    add_review(path, "AB", "a", "stage", 1)
+    before = path.read_bytes()
+    add_review(path, "AB", "a", "stage", 2)
+    assert path.read_bytes().startswith(before) and len(path.read_bytes()) > len(before)
+
+
+def test_an_open_last_line_is_closed_first(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text(HEADER + "2025-03-01T12:00:00+00:00,AB,a,stage,1,")  # saved by an editor without a last line break
+    add_review(path, "CD", "b", "stage", 2)
+    assert read_reviews(path)["patient_id"].tolist() == ["a", "b"]
+
+
+def test_two_people_at_once_lose_no_line(tmp_path):
+    path = tmp_path / "reviews.csv"
+    script = ("import sys; from sos.cohort.reviews import add_review\n"
+              "for i in range(60): add_review(sys.argv[1], sys.argv[2], f'{sys.argv[2]}{i}', 'note', note='x' * 500)")
+    root = Path(__file__).resolve().parents[1]
+    people = [subprocess.Popen([sys.executable, "-c", script, str(path), who], cwd=root) for who in "AB"]
+    assert [person.wait(60) for person in people] == [0, 0]
+    reviews = read_reviews(path)
+    assert sorted(reviews["patient_id"]) == sorted(f"{who}{i}" for who in "AB" for i in range(60))
+    assert path.read_text().count("when,who") == 1 and set(reviews["note"].str.len()) == {500}
+
+
+def test_a_missing_file_holds_no_review(tmp_path):
+    reviews = read_reviews(tmp_path / "none.csv")
+    assert reviews.empty and tuple(reviews.columns) == COLUMNS
+    changed, changes = apply_reviews(table(), reviews, BASSED5)
+    pd.testing.assert_frame_equal(changed, table())
+    assert changes.empty
+
+
+@pytest.mark.parametrize("line, message", [
+    ("2025-03-01T12:00:00+00:00,AB,a,stage,1", "line 3: 5 fields instead of 6"),
+    ("yesterday,AB,a,stage,1,", "line 3: 'yesterday' is no time"),
+    ("2025-03-01T12:00:00,AB,a,stage,1,", "line 3: the time '2025-03-01T12:00:00' has no time zone"),
+    ("2025-03-01T12:00:00+00:00,,a,stage,1,", "line 3: who and patient_id must not be empty"),
+    ("2025-03-01T12:00:00+00:00,AB,a,grade,1,", "line 3: the field 'grade' is unknown; use box, stage, exclude, note"),
+    ("2025-03-01T12:00:00+00:00,AB,a,stage,two,", "line 3: the stage 'two' must be a whole number"),
+    ("2025-03-01T12:00:00+00:00,AB,a,box,1 2 3,", "line 3: the box '1 2 3' must be four numbers"),
+    ("2025-03-01T12:00:00+00:00,AB,a,box,9 2 3 8,", "line 3: the box '9 2 3 8' must be four numbers"),
+    ("2025-03-01T12:00:00+00:00,AB,a,box,1 2 inf 8,", "line 3: the box '1 2 inf 8' must be four numbers"),
+    ("2025-03-01T12:00:00+00:00,AB,a,exclude,maybe,", "line 3: exclude must be yes or no, not 'maybe'"),
+    ("2025-03-01T12:00:00+00:00,AB,a,note,,", "line 3: a note must not be empty"),
+    ('2025-03-01T12:00:00+00:00,AB,a,note,,"open', "line 4: not readable as CSV"),
+])
+def test_malformed_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "reviews.csv"
+    path.write_text(HEADER + "2025-03-01T12:00:00+00:00,AB,a,stage,1,\n" + line + "\n")
+    with pytest.raises(CohortError) as caught:
+        read_reviews(path)
+    assert f"reviews.csv, {message}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_csv_and_other_bytes_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("patient_id,image\n1,2\n")
+    with pytest.raises(CohortError, match="a.csv, line 1: not a file of reviews"):
+        read_reviews(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(HEADER.encode() + b"2025-03-01T12:00:00+00:00,A\xff,a,stage,1,\n")
+    with pytest.raises(CohortError, match="b.csv, line .: not readable as CSV in UTF-8"):
+        read_reviews(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("", "a", "stage", 1), "who and patient_id must not be empty"),
+    (("AB", "a", "box", (5, 5, 1, 9)), "must be four numbers"),
+    (("AB", "a", "stage", 2.5), "must be a whole number"),
+    (("AB", "a", "grade", 2), "the field 'grade' is unknown"),
+])
+def test_a_review_that_could_not_be_read_is_not_written(tmp_path, arguments, message):
+    with pytest.raises(CohortError, match=message):
+        add_review(tmp_path / "reviews.csv", *arguments)
+    assert not (tmp_path / "reviews.csv").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(who=st.text(min_size=1), note=st.text(), patient=st.text(min_size=1))
+def test_any_text_survives(tmp_path_factory, who, note, patient):
+    path = tmp_path_factory.mktemp("any") / "reviews.csv"
+    try:
+        add_review(path, who, patient, "stage", 1, note)
+    except CohortError as error:
+        assert "empty" in str(error) or "UTF-8" in str(error)
+        return
+    read = read_reviews(path).iloc[0]
+    assert [read["who"], read["patient_id"], read["note"]] == [" ".join(text.split()) for text in (who, patient, note)]
+
+
+def test_the_last_word_counts_and_is_recorded(tmp_path):
+    path = tmp_path / "reviews.csv"
+    for minute, (patient, field, value) in enumerate([
+            ("a", "stage", 2), ("a", "box", (0, 0, 50, 50)), ("b", "exclude", "yes"), ("c", "exclude", "yes"), ("a", "stage", 3),
+            ("c", "exclude", "no"), ("d", "stage", 5), ("zz", "stage", 1), ("b", "stage", 2)]):
+        add_review(path, "AB" if minute % 2 else "CD", patient, field, value, when=NOON + timedelta(minutes=minute))
+    add_review(path, "EF", "a", "stage", 5, when=NOON - timedelta(days=1))  # written last, said first
+    original, reviews = table(), read_reviews(path)
+    changed, changes = apply_reviews(original, reviews, BASSED5)
+    pd.testing.assert_frame_equal(original, table())
+    assert changed["patient_id"].tolist() == ["a", "c", "d", "d"] and changed.index.tolist() == [0, 2, 3, 4]
+    assert changed["stage"].tolist() == [3, 3, 5, 5] and changed["target"].tolist() == [2, 2, 4, 4]
+    assert changed.loc[0, ["x0", "y0", "x1", "y1"]].tolist() == [0, 0, 50, 50] and changed.loc[2, "x0"] == 10
+    told = changes.set_index(["patient_id", "field"])
+    assert told["outcome"].to_dict() == {
+        ("a", "box"): "changed", ("a", "stage"): "changed", ("b", "exclude"): "excluded", ("b", "stage"): "unchanged",
+        ("c", "exclude"): "unchanged", ("d", "stage"): "changed", ("zz", "stage"): "not in the table"}
+    assert told.loc[("a", "box"), ["before", "after", "who"]].tolist() == ["10 20 110 90", "0 0 50 50", "AB"]
+    assert told.loc[("a", "stage"), ["before", "after", "when"]].tolist() == ["1", "3", NOON + timedelta(minutes=4)]
+
+
+def test_whole_number_columns_take_a_box_with_fractions(tmp_path):
+    add_review(tmp_path / "r.csv", "AB", "a", "box", (1.5, 2, 50.25, 60))
+    whole = table().astype({"x0": int, "y0": int, "x1": int, "y1": int})
+    changed, _ = apply_reviews(whole, read_reviews(tmp_path / "r.csv"), BASSED5)
+    assert changed.loc[0, ["x0", "y0", "x1", "y1"]].tolist() == [1.5, 2, 50.25, 60]
+
+
+def test_a_stage_outside_the_scheme_and_a_box_of_two_images_are_named(tmp_path):
+    add_review(tmp_path / "r.csv", "AB", "a", "stage", 5)
+    with pytest.raises(CohortError, match="r.csv, line 2: stage 5 of patient a is not in the scheme 'franklin4'"):
+        apply_reviews(table(), read_reviews(tmp_path / "r.csv"), FRANKLIN4)
+    add_review(tmp_path / "r.csv", "AB", "d", "box", (0, 0, 5, 5))
+    with pytest.raises(CohortError, match="r.csv, line 3: patient d has 2 images"):
+        apply_reviews(table(), read_reviews(tmp_path / "r.csv"), BASSED5)
+
+
+def test_the_file_is_plain_csv_for_others(tmp_path):
+    add_review(tmp_path / "r.csv", "AB", "a", "note", note='x, "y"')
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert [row["note"] for row in csv.DictReader(file)] == ['x, "y"']

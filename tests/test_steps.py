@@ -1,0 +1,326 @@
+"""The road: what is skipped, what is run again and why; failing notebooks, the clock, `kill -9` and a second run beside the first."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sos import config, steps
+from sos.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PARAMETERS = 'profile = "smoke"\ncohort = ""'
+SAY = 'import os, pathlib\nhome = pathlib.Path(os.environ["SOS_HOME"])\nwith open(home / "calls", "a") as f: f.write("{name}\\n")'
+TRAIN = """
+run = home / "runs" / profile / "models" / "{run}"
+run.mkdir(parents=True, exist_ok=True)
+for name in ("metrics.json", "predictions.csv", "config.json"): (run / name).write_text("{content}")"""
+
+
+def write_notebook(folder: Path, name: str, code: str = "", parameters: str = PARAMETERS) -> Path:
+    """A notebook that notes in `calls` that it was executed, then runs `code`."""
+    tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    cells = [nbformat.v4.new_markdown_cell(f"# {name}"), tagged, nbformat.v4.new_code_cell(SAY.format(name=name[:2]))]
+    notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(code or "1 + 1")])
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+class House:
+    """A home with its own notebooks and a profile of one patient."""
+
+    def __init__(self, home: Path):
+        self.home, self.notebooks, self.root = home, home / "notebooks", home / "runs" / "tiny"
+        self.notebooks.mkdir()
+
+    def notebook(self, name, code="", **kw):
+        return write_notebook(self.notebooks, name, code, **kw)
+
+    def train(self, name, run, content="1"):
+        return self.notebook(name, TRAIN.format(run=run, content=content).strip())
+
+    def walk(self, *options) -> int:
+        """`python -m sos.steps` in this process; returns the exit status."""
+        return steps.main(["--profile", "tiny", "--notebooks", str(self.notebooks), *options])
+
+    def calls(self) -> str:
+        """Numbers of the notebooks executed since the last time this was asked."""
+        path = self.home / "calls"
+        lines = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return " ".join(lines)
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    monkeypatch.setitem(config.PROFILES, "tiny", replace(config.PROFILES["smoke"], name="tiny", patients=1))
+    monkeypatch.setattr(config, "source_digest", lambda *paths: "as it is")  # who edits the package meanwhile disturbs no test
+    yield House(tmp_path)
+    signal.signal(signal.SIGTERM, handler)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_second_run_does_nothing_and_at_once(house, capsys):
+    house.train("01_look", "teacher-1")
+    house.notebook("02_learn")
+    assert house.walk() == 0
+    assert house.calls() == "01 02"
+    assert "runs/tiny" in capsys.readouterr().out
+    files = [path for path in house.root.rglob("*.*") if path.is_file() and path.name not in ("steps.json", ".lock")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    start = time.monotonic()
+    assert house.walk() == 0
+    assert time.monotonic() - start < 2
+    assert house.calls() == ""
+    assert capsys.readouterr().out.count("unchanged") == 3
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_makes_whole_notebooks_without_paths_of_this_machine(house):
+    house.notebook("01_look", "print(profile)")
+    assert house.walk() == 0
+    names = {path.name for path in (house.root / "notebooks").iterdir()}
+    assert names == {"01_look.ipynb", "01_look.html"}
+    text = (house.root / "notebooks" / "01_look.ipynb").read_text()
+    outputs = [out for cell in json.loads(text)["cells"] for out in cell.get("outputs", [])]
+    assert outputs[0]["text"] == ["tiny\n"]
+    assert str(house.home) not in text
+    assert "tiny" in (house.root / "notebooks" / "01_look.html").read_text()
+
+
+def test_only_what_reads_a_change_is_run(house, monkeypatch, capsys):
+    path = house.notebook("01_look", "print(5)")
+    house.notebook("02_learn")
+    house.walk()
+    house.calls()
+
+    notebook = nbformat.read(path, 4)  # saved from JupyterLab with its outputs
+    notebook.cells[-1].execution_count = 9
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="5\n")]
+    nbformat.write(notebook, path)
+    house.walk()
+    assert house.calls() == ""
+
+    house.notebook("01_look", "print(6)")
+    capsys.readouterr()
+    house.walk()
+    assert house.calls() == "01"
+    assert "notebook changed" in capsys.readouterr().out
+
+    monkeypatch.setitem(config.PROFILES, "tiny", replace(config.PROFILES["tiny"], bootstrap=50))
+    house.walk()
+    assert house.calls() == "01 02"
+    assert capsys.readouterr().out.count("profile changed") == 2
+
+    monkeypatch.setattr(config, "source_digest", lambda *paths: "edited" if "losses.py" in {p.name for p in paths} else "as it is")
+    house.walk("--only", "01")
+    assert house.calls() == "01"
+    told = capsys.readouterr().out
+    assert "code changed" in told and "phantom changed" not in told
+
+
+def test_changed_runs_of_an_earlier_step_reach_the_later_ones(house, capsys):
+    house.train("01_teach", "teacher-1")
+    house.notebook("02_learn")
+    house.walk()
+    house.train("01_teach", "teacher-1", content="2")
+    capsys.readouterr(), house.calls()
+    house.walk()
+    assert house.calls() == "01 02"
+    assert "earlier results changed" in capsys.readouterr().out
+
+
+def test_harmed_output_is_made_again(house, capsys):
+    house.train("01_teach", "teacher-1")
+    house.walk()
+    house.calls()
+    for file, harm, reason in (("notebooks/01_teach.html", Path.unlink, "is missing"),
+                               ("notebooks/01_teach.ipynb", lambda path: path.write_text("{}"), "was changed"),
+                               ("models/teacher-1/metrics.json", Path.unlink, "is missing")):
+        path = house.root / file
+        size = path.stat().st_size
+        harm(path)
+        capsys.readouterr()
+        assert house.walk() == 0
+        assert house.calls() == "01"
+        assert f"{file} {reason}" in capsys.readouterr().out
+        assert path.stat().st_size == pytest.approx(size, rel=0.01)
+    os.utime(house.root / "models" / "teacher-1" / "metrics.json")  # a new time alone is no harm
+    house.walk()
+    assert house.calls() == ""
+
+
+def test_harmed_image_of_the_virtual_cohort_is_drawn_again(house):
+    house.notebook("01_look")
+    house.walk()
+    image = next((house.root / "cohort" / "images").iterdir())
+    whole = image.read_bytes()
+    image.write_bytes(whole[:1000])
+    house.calls()
+    assert house.walk() == 0
+    assert image.read_bytes() == whole
+    assert house.calls() == ""  # same bytes, so nothing downstream is stale
+
+
+def test_only_and_force(house):
+    house.notebook("01_look")
+    house.notebook("02_teach")
+    assert house.walk("--only", "02") == 0
+    assert house.calls() == "02"
+    assert house.walk() == 0
+    assert house.calls() == "01"
+    assert house.walk("--only", "2", "--force") == 0
+    assert house.calls() == "02"
+    assert house.walk("--force") == 0
+    assert house.calls() == "01 02"
+    assert house.walk("--only", "07") == 2
+
+
+def test_failing_notebook_is_told_in_two_lines_and_the_rest_waits(house, capsys):
+    house.notebook("01_look")
+    house.notebook("02_learn", "x = 3\nraise ValueError('no such stage')")
+    house.notebook("03_more")
+    assert house.walk() == 1
+    assert house.calls() == "01 02"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "sos: 02_learn.ipynb, cell [4]: ValueError: no such stage"
+    assert len(told) == 2 and told[1].endswith("02_learn.failed.ipynb")
+    kept = nbformat.read(house.root / "notebooks" / "02_learn.failed.ipynb", 4)
+    assert any(out.output_type == "error" for cell in kept.cells for out in cell.get("outputs", []))
+    house.notebook("02_learn", "x = 3")
+    assert house.walk() == 0
+    assert house.calls() == "02 03"
+    assert not (house.root / "notebooks" / "02_learn.failed.ipynb").exists()
+
+
+def test_dead_kernel_is_told(house, capsys):
+    house.notebook("01_look", "os.kill(os.getpid(), 9)")
+    assert house.walk() == 1
+    assert "its kernel died" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cell", ['profile = "smoke"', 'cohort = ""\nprofil = "smoke"'])
+def test_unknown_parameter_is_an_error_before_execution(house, tmp_path, cell):
+    path = house.notebook("01_look", parameters=cell)
+    with pytest.raises(ConfigError, match="knows no parameter"):
+        steps.execute(path, tmp_path / "out", {"profile": "tiny", "cohort": "mine.csv"})
+    assert house.calls() == ""
+
+
+def test_notebook_without_parameters_cell_is_refused(house, capsys):
+    path = house.notebook("01_look")
+    notebook = nbformat.read(path, 4)
+    notebook.cells[1].metadata = {}
+    nbformat.write(notebook, path)
+    assert house.walk() == 2
+    assert "0 cells tagged 'parameters'" in capsys.readouterr().err
+
+
+def test_stops_between_steps_once_the_time_is_used_up(house, capsys):
+    house.notebook("01_look", "import time\ntime.sleep(max(0, float(os.environ['SOS_DEADLINE']) + 0.1 - time.time()))")
+    house.notebook("02_learn")
+    assert house.walk("--stop-after", "0.1") == 0
+    assert house.calls() == "01"
+    assert "the same command goes on from here" in capsys.readouterr().out
+    os.environ.pop("SOS_DEADLINE")
+    assert house.walk() == 0
+    assert house.calls() == "02"
+
+
+def test_notebook_out_of_time_is_no_failure(house, capsys):
+    code = "from sos.errors import OutOfTime\nif 'SOS_DEADLINE' in os.environ: raise OutOfTime('two epochs done')"
+    house.notebook("01_look", code)
+    assert house.walk("--stop-after", "5") == 0
+    told = capsys.readouterr()
+    assert "stopped after" in told.out and told.err == ""
+    assert [path.name for path in (house.root / "notebooks").iterdir()] == []
+    os.environ.pop("SOS_DEADLINE")
+    assert house.walk() == 0
+    assert house.calls() == "01 01"
+
+
+def start_walk(house) -> subprocess.Popen:
+    """The same road in a process of its own."""
+    code = ("import sys; from dataclasses import replace; from sos import config, steps\n"
+            "config.PROFILES['tiny'] = replace(config.PROFILES['smoke'], name='tiny', patients=1)\n"
+            "config.source_digest = lambda *paths: 'as it is'\n"
+            "if __name__ == '__main__': sys.exit(steps.main(sys.argv[1:]))")
+    script = house.home / "walk.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen([sys.executable, script, "--profile", "tiny", "--notebooks", house.notebooks], env=environment)
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_second_process_waits_its_turn_and_kill_9_loses_nothing_done(house, capsys):
+    house.train("01_teach", "teacher-1")
+    house.notebook("02_learn", "(home / 'inside').touch()\nimport time\nwhile not (home / 'go').exists(): time.sleep(0.05)")
+    running = start_walk(house)
+    wait_for(house.home / "inside")
+    assert house.walk() == 2
+    assert f"process {running.pid} is at work here" in capsys.readouterr().err
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert house.calls() == "01 02"
+    assert list((house.root / "notebooks").glob(".part.*"))
+    (house.home / "go").touch()
+    assert house.walk() == 0
+    assert house.calls() == "02"
+    assert not list((house.root / "notebooks").glob(".part.*"))
+    assert "did not finish" in capsys.readouterr().out
+
+
+def test_broken_record_is_told(house, capsys):
+    house.notebook("01_look")
+    house.root.mkdir(parents=True)
+    (house.root / "steps.json").write_text("{")
+    assert house.walk() == 2
+    assert "delete it" in capsys.readouterr().err
+
+
+def test_own_cohort_goes_to_its_own_folder(house, tiny_cohort):
+    house.notebook("01_look", "print(cohort)")
+    manifest = tiny_cohort
+    assert house.walk("--cohort", str(manifest)) == 0
+    root = config.runs_dir("tiny", manifest)
+    assert root.name.startswith("tiny-") and (root / "notebooks" / "01_look.html").is_file()
+    assert not house.root.exists()
+    house.calls()
+    house.walk("--cohort", str(manifest))
+    assert house.calls() == ""
+
+
+def test_unusable_cohort_stops_the_road(house, capsys):
+    house.notebook("01_look")
+    manifest = house.home / "mine.csv"
+    manifest.write_text("patient,file\n1,a.dcm\n")
+    assert house.walk("--cohort", str(manifest)) == 2
+    assert house.calls() == ""
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, sos.steps; print([m for m in ('torch', 'numpy', 'pandas', 'papermill', 'nbconvert') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.44, "0.4 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s")])
+def test_spoken_times(seconds, words):
+    assert steps.spoken(seconds) == words
