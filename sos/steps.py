@@ -9,6 +9,7 @@ import argparse
 import ast
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import signal
@@ -264,6 +265,8 @@ def main(argv: list[str] | None = None) -> int:
         deadline = start + 60 * args.stop_after
         os.environ["SOS_DEADLINE"] = f"{deadline:.0f}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("papermill", "asyncio"):  # what ends a notebook is told below, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         road = Road(args.profile or default_profile(), args.cohort, args.notebooks)
         print(f"profile {road.profile.name}, results in {short(road.root)}")

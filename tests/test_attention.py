@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.ndimage import sobel
 
+from sos.cohort.cameras import still_scene
 from sos.cohort.manifest import read_manifest
-from sos.cohort.views import open_store, still_scene
+from sos.cohort.views import open_store
 from sos.config import RunConfig
 from sos.method.cam import box_mask, peak
 from sos.study.attention import (edge_maps, joint_distance_mm, mean_position, random_maps, still_pictures, summary, summary_text,

@@ -169,8 +169,9 @@ def test_bars_are_as_long_as_the_means_and_carry_their_intervals(maps):
 def test_localisation_of_a_network_is_what_its_run_has_saved(runs, maps):
     mine = maps[maps["source"] == PLAIN].set_index("image")
     saved = runs[PLAIN].test.set_index("image").loc[mine.index]
-    for name in ("pointing", "energy", "iou", "peak_x"):
+    for name in ("pointing", "energy", "iou"):
         assert np.allclose(mine[name], saved[name], atol=1e-4), name
+    assert (mine[["peak_x", "peak_y"]] - saved[["peak_x", "peak_y"]]).abs().max(axis=None) < 1 / 8  # a map is flat within half a cell of its border
 
 
 def test_teacher_takes_part_in_the_distances_from_the_joint(study, runs, maps):

@@ -16,10 +16,10 @@ def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool 
 
 
 def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(b,) what Grad-CAM explains: the logit of `target` (b,) above the mean of all logits (b, k).
+    """(b,) what Grad-CAM explains: the logit of each image's `target` (b,) above the mean of its logits (b, k).
 
-    Softmax does not change when all logits move together, so the bare logit of the decided stage may be negative everywhere and its map
-    empty; measured against the mean it cannot.
+    Softmax does not change when all logits move together, so a network may decide for a stage whose bare logit has only evidence against
+    it: its map is empty, and a loss on it has no gradient left. Measured against the mean of all stages, a decision has positive evidence.
     """
     return logits.gather(1, target[:, None])[:, 0] - logits.mean(1)
 
@@ -38,9 +38,13 @@ def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
     return type(look)(*(part.detach() for part in look)), cam.detach()
 
 
-def unit_mass(cam: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """(b, h, w) maps divided by their sums, so that each is a distribution over positions; a map of zeros becomes uniform."""
-    cam = cam + eps * (cam.detach().mean((1, 2), keepdim=True) + eps)
+def unit_mass(cam: torch.Tensor, floor: float = 0.05) -> torch.Tensor:
+    """(b, h, w) maps divided by their sums, so that each is a distribution over positions.
+
+    A floor of `floor` times the map's mean is added first: it bounds the logarithms and gradients of a loss on the maps, and a map of zeros
+    becomes uniform.
+    """
+    cam = cam + floor * cam.detach().mean((1, 2), keepdim=True) + 1e-8
     return cam / cam.sum((1, 2), keepdim=True)
 
 

@@ -1,6 +1,6 @@
 """Where networks look: Grad-CAM of saved runs on held-out images seen still and whole, and the controls that every heat map has to beat.
 
-Frame coordinates are those of `cohort.views`: [0, 1]², the whole image centred in the square that a full-image network sees.
+Frame coordinates are those of `cohort.cameras`: [0, 1]², the whole image centred in the square that a full-image network sees.
 """
 
 import numpy as np
@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..cohort.manifest import Cohort
 from ..cohort.cameras import MEAN, STD, camera, square_window, still_scene
+from ..cohort.manifest import Cohort
 from ..cohort.views import PixelStore, ViewLoader
 from ..config import RunConfig
 from ..method.cam import box_mask, explain, paste, peak

@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..cohort.manifest import Cohort
 from ..cohort.cameras import MEAN, STD
+from ..cohort.manifest import Cohort
 from ..cohort.views import PixelStore, ViewLoader
 from ..config import RunConfig
 from ..method.cam import enlarge
@@ -174,8 +174,8 @@ def image_properties(cohort: Cohort, store: PixelStore) -> Figure:
     group = table["device"] if "device" in table else table["spacing_mm"].map(lambda mm: f"{mm:.2f} mm" if mm == mm else "unknown")
     order = sorted(group.unique())
     axes[4].boxplot([table.loc[group == key, "median_grey"] for key in order], positions=range(len(order)), tick_labels=order,
-                    orientation="horizontal", widths=0.7, patch_artist=True, boxprops={"facecolor": CONTROL_COLOUR, "linewidth": 0.6}, medianprops={"color": "black"},
-                    flierprops={"markersize": 1.5})
+                    orientation="horizontal", widths=0.7, patch_artist=True, boxprops={"facecolor": CONTROL_COLOUR, "linewidth": 0.6},
+                    medianprops={"color": "black"}, flierprops={"markersize": 1.5})
     axes[4].set_ylim(len(order) - 0.5, -0.5)
     axes[4].set(xlabel="median grey value after mapping", ylabel="", title="intensity by device" if "device" in table else "intensity by spacing")
     source = source_windows(cohort)

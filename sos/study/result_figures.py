@@ -40,7 +40,7 @@ def shared_scene(study: Study, teacher: Run, seed: int = 0) -> Figure:
     loader = ViewLoader(store, rows, study.profile.student, training=True, **window)
     loader.generator.manual_seed(seed)
     frame, crop, window, _ = loader.views(rows)
-    stored, boxes = still_pictures(store, rows, 320), frame_boxes(store, rows)
+    stored, boxes = still_pictures(store, rows, 320).numpy(), frame_boxes(store, rows)
     fig, axes = plt.subplots(3, len(rows), figsize=(PAGE, 3 * PAGE / len(rows) + 0.55), squeeze=False)
     _tight(fig)
     for i, row in enumerate(rows):
@@ -63,7 +63,7 @@ def softened(logits: torch.Tensor, temperatures: list[float]) -> Figure:
     """softmax(logits / T) of one image's logits (k,), a panel each temperature."""
     fig, axes = plt.subplots(1, len(temperatures), figsize=(PAGE, 1.7), sharey=True)
     for ax, temperature in zip(axes, temperatures, strict=True):
-        share = torch.softmax(logits / temperature, 0)
+        share = torch.softmax(logits / temperature, 0).numpy()
         ax.bar(range(1, len(share) + 1), share, color=ROLE_COLOURS["teacher"], width=0.75)
         ax.set(title=f"T = {temperature:g}", xlabel="stage", xticks=range(1, len(share) + 1), ylim=(0, 1))
     axes[0].set_ylabel("probability")
@@ -76,10 +76,10 @@ def aligned_window(plane: torch.Tensor, window: torch.Tensor, inside: torch.Tens
     fig, axes = plt.subplots(1, 2, figsize=(COLUMN * 1.4, COLUMN * 0.75))
     height, width = plane.shape
     scale = dict(vmin=float(plane.min()), vmax=float(plane.max()), cmap="Blues", interpolation="nearest")
-    axes[0].imshow(plane, extent=(0, width, height, 0), **scale)
+    axes[0].imshow(plane.numpy(), extent=(0, width, height, 0), **scale)
     draw_box(axes[0], window * window.new_tensor([width, height, width, height]), edgecolor="black", linewidth=1.4)
     axes[0].set(title="map of the frame, and the window", xticks=[0, width], yticks=[0, height])
-    axes[1].imshow(inside, **scale)
+    axes[1].imshow(inside.numpy(), **scale)
     for (i, j), value in np.ndenumerate(inside.numpy()):
         axes[1].text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6.5)
     axes[1].set(title="sampled inside the window", xticks=[], yticks=[])
@@ -91,14 +91,14 @@ def attention_target(study: Study, row: int, window: torch.Tensor, teacher_cam: 
                      maps: dict[str, torch.Tensor]) -> Figure:
     """What L_attn compares for one image: the teacher's map in its window (h, w), the same put back into the frame, and other maps of
     the frame, all (h, w); each in the frame as a share of unit mass on one common scale."""
-    cohort, picture = study.cohort, still_pictures(study.store, [row], 320)[0]
+    cohort, picture = study.cohort, still_pictures(study.store, [row], 320)[0].numpy()
     fig, axes = plt.subplots(1, 3 + len(maps), figsize=(PAGE, PAGE / (3 + len(maps)) + 0.75))
     _tight(fig)
     axes[0].imshow(picture, vmin=0, vmax=1, extent=FULL_SIDE)
-    axes[1].imshow(still_pictures(study.store, [row], 320, window)[0], vmin=0, vmax=1, extent=FULL_SIDE)
+    axes[1].imshow(still_pictures(study.store, [row], 320, window)[0].numpy(), vmin=0, vmax=1, extent=FULL_SIDE)
     overlay(axes[1], teacher_cam, 320, FULL_SIDE)
     mass = {"teacher's map,\nput back": placed, **maps}
-    mass = {name: unit_mass(cam[None])[0] for name, cam in mass.items()}
+    mass = {name: unit_mass(cam[None])[0].numpy() for name, cam in mass.items()}
     top = max(float(cam.max()) for cam in mass.values())
     for ax, cam in zip(axes[2:], mass.values(), strict=True):
         shown = ax.imshow(cam, cmap=HEAT, vmin=0, vmax=top, interpolation="nearest", extent=FULL_SIDE)
@@ -210,7 +210,7 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     rows = np.array([row for label in labels for row in example_rows(cohort, label, 1, "test")])
     runs = {role: next(iter(group.values())) for role, group in results.roles().items()}
     spots, boxes = windows(store, rows, runs["teacher"].config.window_scale), frame_boxes(store, rows)
-    frames, crops = still_pictures(store, rows, size_px), still_pictures(store, rows, size_px, spots)
+    frames, crops = still_pictures(store, rows, size_px).numpy(), still_pictures(store, rows, size_px, spots).numpy()
     seen = {role: look(study, run, rows) for role, run in runs.items()}
     fig = plt.figure(figsize=(PAGE, 1.2 * len(rows) + 0.75))
     left, right = fig.subfigures(1, 2, width_ratios=[1.2 * 4 + 0.25, 2.15])
@@ -342,7 +342,7 @@ def _tested(results: Results) -> str:
 
 
 def _grey(view: torch.Tensor) -> torch.Tensor:
-    return (view * STD + MEAN).clamp(0, 1)
+    return (view * STD + MEAN).clamp(0, 1).numpy()
 
 
 def _bare(ax) -> None:

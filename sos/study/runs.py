@@ -8,7 +8,7 @@ where the run was asked to keep its weights.
 import json
 import platform
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row a held-out image (valid and test): identity, stage, probabilities, and where the network looked."""
-        return pd.read_csv(self.path / "predictions.csv", dtype={"patient_id": str})
+        return pd.read_csv(self.path / "predictions.csv", dtype={"patient_id": str, "image": str})
 
     @property
     def test(self) -> pd.DataFrame:
@@ -88,6 +88,7 @@ def run_name(config: RunConfig, data: str, scheme: str, teacher: str | None = No
     return f"{config.role}-{digest([config.resolved(), data, scheme, teacher, training_code()])[:12]}"
 
 
+@cache
 def training_code() -> str:
     """Hash of the code that a trained network depends on; comments and docstrings do not count."""
     return source_digest(*(_PACKAGE / part for part in _TRAINING_CODE))
@@ -134,7 +135,7 @@ def load_network(path: Path, config: RunConfig, stages: int, device="cpu"):
 
 def find_runs(folder: Path, role: str | None = None) -> list[Run]:
     """Finished runs in `folder` (`runs/<profile>/models`), newest last."""
-    paths = [p.parent for p in Path(folder).glob(f"{role or '*'}-*/config.json")]
+    paths = [p.parent for p in Path(folder).glob(f"{role or '[!.]*'}-*/config.json")]  # a name with a dot is of a run not yet whole
     return [Run(path) for path in sorted(paths, key=lambda p: (p / "config.json").stat().st_mtime)]
 
 

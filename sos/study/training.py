@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from fastai.callback.schedule import Learner  # the module patches fit_one_cycle into Learner
 from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
@@ -29,6 +30,7 @@ from ..stages import get_scheme
 from .metrics import measure
 from .runs import Run, load_network, machine_record, round_weights, run_name, save_weights, training_code
 
+CLIP = 1.0  # largest norm of a step's gradient: the gradient through a heat map has rare spikes that would end training
 CAM_PX = 96  # side of the grid on which heat maps are compared with boxes
 
 
@@ -151,7 +153,7 @@ class Checkpoints(Callback):
             learn.model.load_state_dict(state["net"])
             learn.opt.load_state_dict(state["opt"])
             self.history, self.seconds, self.start = state["history"], state["seconds"], len(state["history"])
-        cbs = [self] if self.distillation is None else [self, self.distillation]
+        cbs = [self, GradientClip(CLIP)] if self.distillation is None else [self, GradientClip(CLIP), self.distillation]
         learn.fit_one_cycle(self.config.epochs, self.config.lr, cbs=cbs, start_epoch=self.start)
 
     def before_epoch(self):

@@ -1,0 +1,196 @@
+"""Grad-CAM against a closed form and against hooks and `backward` on a real network; heat maps put in their place, mass and all."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sos.config import RunConfig
+from sos.method.cam import box_mask, class_score, enlarge, explain, grad_cam, paste, peak, unit_mass
+from sos.method.models import Head, build
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(4)
+    return build(RunConfig(backbone="resnet18_half", output_stride=16, dropout=0.5), 5).eval()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def blob(x, y, size, width=0.08, b=1):
+    """(b, size, size) Gaussian with its middle at (x, y) in [0, 1]."""
+    at = (torch.arange(size) + 0.5) / size
+    return torch.exp(-((at[None, :] - x) ** 2 + (at[:, None] - y) ** 2) / (2 * width**2)).expand(b, -1, -1)
+
+
+# ---- Grad-CAM ------------------------------------------------------------------------------------------------------
+
+
+def test_grad_cam_of_a_linear_head_has_a_closed_form():
+    head = Head(7, 5).eval()
+    features = noise(3, 7, 4, 6).requires_grad_()
+    target = torch.tensor([4, 0, 2])
+    cam = grad_cam(features, class_score(head(features).mean((2, 3)), target))
+    alpha = head.classifier.weight[target, :, 0, 0] / (4 * 6)  # (b, c): the mean of 24 logits, so each position has the gradient w / 24
+    assert torch.allclose(cam, torch.relu(torch.einsum("bc,bchw->bhw", alpha, features)), atol=1e-7)
+    assert (cam >= 0).all() and (cam > 0).any()
+
+
+@pytest.mark.parametrize("target", [None, torch.tensor([3, 3])])
+def test_explain_equals_grad_cam_made_with_hooks_and_backward(net, target):
+    x = noise(2, 1, 64, 64, seed=1)
+    look, cam = explain(net, x, target)
+    kept = {}
+    handles = [net.body.register_forward_hook(lambda module, inputs, output: kept.update(a=output)),
+               net.body.register_full_backward_hook(lambda module, before, after: kept.update(g=after[0]))]
+    logits = net(x)
+    asked = logits.argmax(1) if target is None else target
+    for i in range(2):
+        logits[i, asked[i]].backward(retain_graph=True)
+        expected = torch.relu((kept["g"][i].mean((1, 2))[:, None, None] * kept["a"][i]).sum(0))
+        assert torch.allclose(cam[i], expected, rtol=1e-3, atol=1e-6 * float(expected.max()) + 1e-9)
+        assert expected.max() > 0
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(look.logits, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_explain_leaves_no_trace(net, training):
+    net.train(training)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items() if "running" not in name and "batches" not in name}
+    with torch.no_grad():  # also where the caller forbids gradients
+        look, cam = explain(net, noise(2, 1, 32, 32))
+    assert net.training is training
+    assert not cam.requires_grad and not any(part.requires_grad for part in look)
+    assert all(weight.grad is None for weight in net.parameters())
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
+    assert not net.body._forward_hooks and not net.head._forward_hooks
+
+
+def test_an_image_is_explained_alike_alone_and_in_a_batch(net):
+    x = noise(3, 1, 64, 64, seed=2)
+    _, together = explain(net, x)
+    _, alone = explain(net, x[1:2])
+    assert torch.allclose(together[1:2], alone, rtol=1e-3, atol=1e-8)
+
+
+def test_class_score_is_the_logit_of_each_images_own_class():
+    assert class_score(torch.tensor([[1.0, 2.0, 6.0], [0.5, -3.0, 4.0]]), torch.tensor([2, 1])).tolist() == [6.0, -3.0]
+
+
+def test_the_map_does_not_change_when_all_logits_move_together(net):
+    x = noise(2, 1, 64, 64, seed=3)
+    look, cam = explain(net, x)
+    with torch.no_grad():
+        net.head.classifier.bias.add_(-100)
+    moved, again = explain(net, x)
+    assert torch.allclose(moved.logits, look.logits - 100, atol=1e-3)
+    assert torch.allclose(again, cam, atol=1e-6 * float(cam.max()))
+
+
+def test_gradient_passes_through_grad_cam_only_where_asked():
+    head, features = Head(4, 3), noise(2, 4, 3, 3).requires_grad_()
+    target = torch.tensor([0, 1])
+    plain = grad_cam(features, class_score(head(features).mean((2, 3)), target))
+    assert not torch.autograd.grad(plain.sum(), head.classifier.weight, allow_unused=True)[0]
+    kept = grad_cam(features, class_score(head(features).mean((2, 3)), target), create_graph=True)
+    assert torch.autograd.grad(kept.sum(), head.classifier.weight)[0].abs().max() > 0
+
+
+# ---- what is asked of a heat map -----------------------------------------------------------------------------------
+
+
+def test_unit_mass_sums_to_one_and_mixes_in_a_share_of_the_even_map():
+    cam = noise(3, 5, 6).abs() * torch.tensor([1.0, 1e3, 1e-2])[:, None, None]
+    own = cam / cam.sum((1, 2), keepdim=True)
+    for floor in (1e-6, 0.05, 1.0):
+        mass = unit_mass(cam, floor)
+        assert torch.allclose(mass.sum((1, 2)), torch.ones(3))
+        assert torch.allclose(mass, (own + floor / 30) / (1 + floor), rtol=1e-3)
+
+
+def test_unit_mass_of_nothing_is_uniform_and_has_a_finite_gradient():
+    cam = torch.zeros(1, 4, 4, requires_grad=True)
+    mass = unit_mass(cam)
+    assert torch.allclose(mass, torch.full((1, 4, 4), 1 / 16))
+    (mass * noise(1, 4, 4)).sum().backward()
+    assert torch.isfinite(cam.grad).all()
+
+
+def test_enlarge_keeps_a_constant_and_the_place_of_a_blob():
+    assert torch.allclose(enlarge(torch.full((2, 3, 3), 0.4), 20), torch.full((2, 20, 20), 0.4))
+    assert enlarge(blob(0.3, 0.6, 12), (24, 36)).shape == (1, 24, 36)
+    assert torch.allclose(peak(enlarge(blob(0.3, 0.6, 12), 48), fine=1), torch.tensor([[0.3, 0.6]]), atol=1 / 12)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.2, 0.7), (0.5, 0.5), (0.81, 0.13)])
+def test_peak_finds_the_middle_of_a_blob(x, y):
+    found = peak(torch.cat([blob(x, y, 24), blob(y, x, 24)]))
+    assert torch.allclose(found, torch.tensor([[x, y], [y, x]]), atol=0.5 / 24)
+
+
+def test_peak_knows_x_from_y_in_maps_that_are_not_square():
+    cam = torch.zeros(1, 4, 10)
+    cam[0, 3, 2] = 1
+    assert torch.allclose(peak(cam), torch.tensor([[0.25, 0.875]]), atol=0.5 / 8)
+
+
+side = st.floats(-0.3, 1.3, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(side, side, side, side, st.sampled_from([1, 3, 8, 31]))
+def test_area_of_a_box_mask_is_that_of_the_box_inside_the_frame(xa, xb, ya, yb, size):
+    x0, x1, y0, y1 = min(xa, xb), max(xa, xb), min(ya, yb), max(ya, yb)
+    mask = box_mask(torch.tensor([[x0, y0, x1, y1]]), size)[0]
+    inside = [min(max(v, 0.0), 1.0) for v in (x0, y0, x1, y1)]
+    assert float(mask.sum()) / size**2 == pytest.approx((inside[2] - inside[0]) * (inside[3] - inside[1]), abs=1e-5)
+    assert mask.min() >= 0 and mask.max() <= 1 + 1e-5
+
+
+def test_box_mask_tells_rows_from_columns():
+    mask = box_mask(torch.tensor([[0.25, 0.5, 0.625, 1.0]]), 4)[0]
+    assert torch.equal(mask, torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0.5, 0], [0, 1, 0.5, 0]]))
+
+
+# ---- back to the frame ---------------------------------------------------------------------------------------------
+
+
+WINDOW = torch.tensor([[0.30, 0.55, 0.62, 0.87]])
+
+
+@pytest.mark.parametrize("window", [WINDOW, torch.tensor([[0.25, 0.5, 0.5, 0.75]]), torch.tensor([[0.1, 0.2, 0.9, 0.6]])])
+def test_paste_keeps_mass_and_place(window):
+    cam = blob(0.7, 0.4, 12, 0.15)
+    placed = paste(cam, window, 24)
+    x0, y0, x1, y1 = window[0].tolist()
+    area = (x1 - x0) * (y1 - y0)
+    assert float(placed.sum()) / 24**2 == pytest.approx(float(cam.mean()) * area, rel=0.01)
+    at = (torch.arange(24) + 0.5) / 24
+    near = (torch.arange(12) + 0.5) / 12
+    for axis, low, high in ((1, x0, x1), (2, y0, y1)):
+        moved = (placed.sum(axis) * at).sum() / placed.sum()
+        middle = (cam.sum(axis) * near).sum() / cam.sum()
+        assert float(moved) == pytest.approx(low + float(middle) * (high - low), abs=0.005)
+    assert torch.allclose(peak(placed), torch.tensor([[x0 + 0.7 * (x1 - x0), y0 + 0.4 * (y1 - y0)]]), atol=0.03)
+
+
+def test_paste_is_zero_outside_the_window_and_each_map_goes_to_its_own():
+    windows = torch.cat([WINDOW, torch.tensor([[0.0, 0.0, 0.5, 0.25]])])
+    placed = paste(torch.ones(2, 6, 6), windows, 20)
+    assert torch.allclose(placed, box_mask(windows, 20), atol=0.06)  # the edges of cells are cut on a grid 8 times finer
+    assert (placed[box_mask(windows, 20) == 0] == 0).all()
+
+
+def test_paste_cuts_what_lies_beyond_the_frame():
+    placed = paste(torch.ones(1, 4, 4), torch.tensor([[-0.25, 0.5, 0.25, 1.5]]), 8)
+    assert torch.equal(placed[0], box_mask(torch.tensor([[0.0, 0.5, 0.25, 1.0]]), 8)[0])
+
+
+def test_paste_of_the_whole_frame_on_its_own_grid_is_nearly_the_map_itself():
+    cam = blob(0.4, 0.6, 16, 0.2)
+    assert torch.allclose(paste(cam, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 16), cam, atol=0.01)

@@ -1,0 +1,212 @@
+"""Distillation: the terms of a batch, who gets gradient, and a callback that leaves everything as it found it."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from torch import nn
+
+from sos.cohort.views import PixelStore, ViewLoader
+from sos.config import ATTENTION_DISTANCES, EVIDENCES, RunConfig
+from sos.method.cam import class_score, explain, grad_cam, paste
+from sos.method.distill import TERMS, Distillation, distillation_terms
+from sos.method.losses import attention_distance, spatial_distillation
+from sos.method.models import build
+
+CONFIG = RunConfig(role="student", backbone="resnet18_half", output_stride=16, frame_px=64, batch_size=4, dropout=0.0, w_cls=1.0, w_dist=0.5,
+                   w_attn=2.0, lr=1e-3, precision="fp32")
+WINDOW = torch.tensor([[0.2, 0.3, 0.6, 0.7], [0.3, 0.2, 0.8, 0.7], [0.4, 0.4, 0.7, 0.7]])
+TARGET = torch.tensor([0, 3, 4])
+
+
+def network(seed, config=CONFIG):
+    torch.manual_seed(seed)
+    return build(config, 5)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A student and a teacher in eval mode; gradients are cleared before each use."""
+    return network(0).eval(), network(1).eval()
+
+
+def terms_of(networks, config=CONFIG):
+    student, teacher = networks
+    for net in networks:
+        net.zero_grad(set_to_none=True)
+    look = student.look(noise(3, 1, 64, 64, seed=5))
+    seen, cam = explain(teacher, noise(3, 1, 32, 32, seed=6), None if config.cam_target == "teacher" else TARGET)
+    return look, seen, cam, distillation_terms(look, seen, cam, WINDOW, TARGET, config)
+
+
+# ---- terms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evidence", EVIDENCES)
+@pytest.mark.parametrize("distance", ATTENTION_DISTANCES)
+def test_terms_are_the_three_losses_of_the_paper(networks, distance, evidence):
+    config = CONFIG.with_(attn_distance=distance, evidence=evidence, temperature=2.0, label_smoothing=0.1)
+    look, seen, teacher_cam, terms = terms_of(networks, config)
+    assert tuple(terms) == TERMS
+    student_cam = grad_cam(look.features, class_score(look.logits, TARGET))
+    expected = {"L_cls": F.cross_entropy(look.logits, TARGET, label_smoothing=0.1),
+                "L_dist": spatial_distillation(look, seen, WINDOW, 2.0, evidence),
+                "L_attn": attention_distance(student_cam, paste(teacher_cam, WINDOW, 4), distance)}
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-5) and value > 0, name
+
+
+@pytest.mark.parametrize("alone", TERMS)
+def test_each_term_teaches_the_students_backbone_and_never_the_teacher(networks, alone):
+    student, teacher = networks
+    terms = terms_of(networks)[-1]
+    terms[alone].backward()
+    assert student.body[0].weight.grad.abs().max() > 0
+    assert student.head.classifier.weight.grad.abs().max() > 0  # L_attn reaches it through the weights of Grad-CAM
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_gradient_of_the_attention_loss_is_that_of_finite_differences(networks):
+    student, _ = networks
+    look, _, teacher_cam, terms = terms_of(networks)
+    weight = student.head.classifier.weight
+    (gradient,) = torch.autograd.grad(terms["L_attn"], weight)
+    direction = gradient / gradient.norm()
+
+    def loss(step):
+        with torch.no_grad():
+            weight.add_(step * direction)
+        features = look.features.detach().requires_grad_()
+        moved = student.judge(features)
+        cam = grad_cam(moved.features, class_score(moved.logits, TARGET))
+        with torch.no_grad():
+            weight.sub_(step * direction)
+        return attention_distance(cam.detach().double(), paste(teacher_cam, WINDOW, 4).double()).item()
+
+    step = 1e-3 * float(weight.detach().norm())
+    assert (loss(step) - loss(-step)) / (2 * step) == pytest.approx(gradient.norm().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("off", TERMS)
+def test_a_term_without_weight_is_told_but_not_taught(networks, off):
+    whole = terms_of(networks)[-1]
+    terms = terms_of(networks, CONFIG.with_(**{off.replace("L_", "w_"): 0.0}))[-1]
+    assert not terms[off].requires_grad and all(terms[name].requires_grad for name in TERMS if name != off)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-5)
+
+
+def test_the_teachers_decision_may_be_explained_in_place_of_the_label(networks):
+    look, seen, cam, terms = terms_of(networks, CONFIG.with_(cam_target="teacher"))
+    decided = seen.logits.argmax(1)
+    assert not torch.equal(decided, TARGET)
+    expected = attention_distance(grad_cam(look.features, class_score(look.logits, decided)), paste(cam, WINDOW, 4), CONFIG.attn_distance)
+    assert terms["L_attn"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# ---- the callback --------------------------------------------------------------------------------------------------
+
+
+def views(training, config=CONFIG, n=8):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, 40, 40), dtype=np.uint8)
+    store = PixelStore(pixels, np.full((n, 2), 40), np.ones(n, np.float32), np.tile(np.float32([10, 12, 26, 30]), (n, 1)), np.arange(n) % 5,
+                       np.full(n, 0.3, np.float32), "")
+    return ViewLoader(store, range(n), config, training=training, window_px=32)
+
+
+def learner(student, config=CONFIG, **rest):
+    return Learner(DataLoaders(views(True, config), views(False, config), device="cpu"), student, loss_func=nn.CrossEntropyLoss(), path=".", **rest)
+
+
+class Failing(Callback):
+    """Raises in the second training batch."""
+
+    def after_backward(self):
+        if self.iter == 1:
+            raise KeyError("a fault of somebody else")
+
+
+def hooks(net):
+    return [hook for module in net.modules() for hook in (*module._forward_hooks.values(), *module._backward_hooks.values())]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("fault", [True, False])
+def test_hooks_are_gone_and_the_teachers_mode_is_restored_whatever_happens(mode, fault):
+    student, teacher = network(0), network(1).train(mode)
+    learn = learner(student, cbs=[Failing()] if fault else [])
+    inside = []
+
+    def train():
+        with Distillation(student, teacher, CONFIG) as distillation:
+            inside.append((teacher.training, len(hooks(student))))
+            with learn.no_bar(), learn.no_logging():
+                learn.fit(1, cbs=distillation)
+
+    if fault:
+        with pytest.raises(KeyError, match="somebody else"):
+            train()
+    else:
+        train()
+    assert inside == [(False, 1)]
+    assert teacher.training is mode and not hooks(student) and not hooks(teacher)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Two epochs with a teacher that was left in training mode; with it, what was before, and the validation losses."""
+    student, teacher = network(0), network(1).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    learn = learner(student)
+    with Distillation(student, teacher, CONFIG) as distillation, learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-3, cbs=distillation)
+    return student, teacher, before, start, distillation, learn
+
+
+def test_training_changes_the_student_and_not_one_number_of_the_teacher(trained):
+    student, teacher, before, start, *_ = trained
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())  # the norms' statistics too
+    assert all(weight.grad is None for weight in teacher.parameters())
+    assert not torch.equal(student.body[0].weight, start["body.0.weight"])
+
+
+def test_training_loss_is_the_weighted_sum_of_the_terms(trained):
+    *_, distillation, learn = trained
+    assert len(distillation.history) == 2
+    for row, values in zip(distillation.history, learn.recorder.values):
+        assert tuple(row) == TERMS and all(value > 0 for value in row.values())
+        total = CONFIG.w_cls * row["L_cls"] + CONFIG.w_dist * row["L_dist"] + CONFIG.w_attn * row["L_attn"]
+        assert values[0] == pytest.approx(total, rel=1e-4)
+
+
+def test_validation_loss_is_plain_cross_entropy(trained):
+    student, *_, learn = trained
+    student.eval()
+    with torch.no_grad():
+        logits, target = (torch.cat(parts) for parts in zip(*((student(x), y) for x, y in views(False))))
+    assert learn.recorder.values[-1][1] == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-4)
+
+
+def test_with_the_label_alone_the_student_learns_as_a_plain_network_would():
+    config = CONFIG.with_(w_dist=0.0, w_attn=0.0)
+    plain, taught = network(0), network(0)
+    learn = learner(taught, config)
+    with Distillation(taught, network(1), config) as distillation, learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3, cbs=distillation)
+
+    class FrameOnly(Callback):
+        def before_batch(self):
+            self.learn.xb = self.xb[:1]
+
+    learn = learner(plain, config)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3, cbs=FrameOnly())
+    assert all(torch.allclose(tensor, plain.state_dict()[name], atol=1e-6) for name, tensor in taught.state_dict().items())
