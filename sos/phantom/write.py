@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,8 +178,9 @@ def write_cohort(out, patients: int, seed: int, workers: int | None = None, prog
     if workers == 1:
         rows = list(_watched(map(write_patient, jobs), patients, progress))
     else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            rows = list(_watched(pool.imap(write_patient, jobs, chunksize=8), patients, progress))
+        # an executor, not a Pool: where a script lacks its `if __name__ == "__main__":` guard, it fails, a Pool would hang
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            rows = list(_watched(pool.map(write_patient, jobs, chunksize=8), patients, progress))
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
