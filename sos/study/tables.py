@@ -281,7 +281,19 @@ def publish(profile: str) -> list[Path]:
     (part / "machine.json").write_text(json.dumps(machine_summary(Results(Study(profile))), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
+    show_in_readme(profile, target / "headline.md", target / "comparisons.md")
     return sorted(target.iterdir())
+
+
+def show_in_readme(profile: str, *tables: Path) -> None:
+    """Put published tables between the README's two marks for `profile`; a README without them is left as it is."""
+    readme = home() / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    before, begin, rest = text.partition(f"<!-- results:{profile} -->\n")
+    _, end, after = rest.partition(f"<!-- /results:{profile} -->")
+    if end:
+        shown = "\n".join(table.read_text(encoding="utf-8") for table in tables if table.is_file())
+        readme.write_text(before + begin + shown + end + after, encoding="utf-8")
 
 
 def machine_summary(results: Results) -> dict:
