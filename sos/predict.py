@@ -62,7 +62,7 @@ class Stager:
 def region(cam: np.ndarray) -> list[list[float]]:
     """Two corners, in [0, 1], of the connected part of a map (n, n) that is above REGION of its peak and holds the peak."""
     parts, _ = ndimage.label(cam >= REGION * cam.max())
-    rows, columns = ndimage.find_objects(parts == parts[np.unravel_index(cam.argmax(), cam.shape)])[0]
+    rows, columns = ndimage.find_objects((parts == parts[np.unravel_index(cam.argmax(), cam.shape)]).astype(np.uint8))[0]
     return [[columns.start / cam.shape[1], rows.start / cam.shape[0]], [columns.stop / cam.shape[1], rows.stop / cam.shape[0]]]
 
 

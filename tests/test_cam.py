@@ -217,6 +217,9 @@ def test_paste_cuts_what_lies_beyond_the_frame():
     assert torch.equal(placed[0], box_mask(torch.tensor([[0.0, 0.5, 0.25, 1.0]]), 8)[0])
 
 
-def test_paste_of_the_whole_frame_on_its_own_grid_is_nearly_the_map_itself():
-    cam = blob(0.4, 0.6, 16, 0.2)
-    assert torch.allclose(paste(cam, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 16), cam, atol=0.02)
+def test_paste_of_the_whole_frame_on_its_own_grid_keeps_a_ramp():
+    at = torch.arange(16.0)
+    ramp = (2 * at[None, :] + at[:, None])[None]
+    placed = paste(ramp, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 16)
+    assert torch.allclose(placed[:, 1:-1, 1:-1], ramp[:, 1:-1, 1:-1], atol=1e-4)
+    assert (placed - ramp).abs().max() < 0.5  # there is nothing to interpolate with beyond the frame

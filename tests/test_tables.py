@@ -18,8 +18,9 @@ STAGES = 5
 
 
 def predictions(cohort, wrong: int, pointed: float | None = None) -> pd.DataFrame:
-    """Predictions for the held-out images: the first `wrong` of the test split one stage off, the share `pointed` of peaks in the box."""
-    table = cohort.table.loc[cohort.table["split"] != "train", ["patient_id", "image", "split", "stage", "target"]].reset_index(drop=True)
+    """Predictions for held-out images: the first `wrong` of the test split one stage off, the share `pointed` of peaks in the box."""
+    kept = ["patient_id", "image", "split", "stage", "target"]
+    table = cohort.table.loc[cohort.table["split"] != "train", kept].reset_index(drop=True)
     decided = table["target"].to_numpy().copy()
     first = table.index[table["split"] == "test"][:wrong]
     decided[first] = (decided[first] + 1) % STAGES
@@ -307,7 +308,7 @@ def test_only_quick_and_paper_are_published(tmp_path, monkeypatch):
 
 def test_publishing_copies_pictures_and_tables_and_takes_old_ones_away(tmp_path, monkeypatch):
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
-    made = {"figures/fig_main.png": "new", "figures/.fig.png.12": "half", "tables/headline.md": "table", "tables/headline.csv": "1"}
+    made = {"figures/fig_main.png": "new", "figures/.fig.png.12": "half", "tables/headline.md": "text", "tables/headline.csv": "1"}
     for name, text in made.items():
         path = tmp_path / "runs" / "quick" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..config import source_digest
 from ..errors import CohortError
-from . import anatomy, canvas, cranial_base, face, population, scanner
 from .anatomy import Section, draw_section
 from .population import Person, draw_person
 from .scanner import Exposure, draw_exposure, expose
@@ -192,11 +192,7 @@ def write_cohort(out, patients: int, seed: int, workers: int | None = None, prog
 
 def fingerprint() -> str:
     """Short hash of the code that draws, so that a changed phantom makes a new cohort."""
-    digest = hashlib.sha256()
-    for module in (population, canvas, cranial_base, face, anatomy, scanner):
-        digest.update(Path(module.__file__).read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    return digest.hexdigest()[:16]
+    return source_digest(Path(__file__).parent)[:16]
 
 
 def _clear(out: Path, keep: set[str]) -> None:

@@ -46,6 +46,7 @@ ROLE_COLOURS = {"teacher": "#0072B2", "baseline": "#D55E00", "student": "#009E73
 ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student"}
 CONTROL_COLOUR, BOX_COLOUR, GREY = "#BBBBBB", "#56B4E9", "0.45"
 HEAT = "inferno"  # of heat maps
+THIN = {"linewidth": 0.7}
 
 
 def journal(draw):
@@ -84,6 +85,7 @@ def people(virtual: bool, n: int) -> str:
 
 
 def _caption(fig: Figure, text: str) -> None:
+    text = text.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
     fig.suptitle(fill(text, int(16.5 * fig.get_figwidth())), x=0.005, ha="left")
 
 
@@ -114,7 +116,7 @@ def ages(cohort: Cohort) -> Figure:
         values = [table.loc[(table["stage"] == label) & (table["sex"] == sex), "age_y"].to_numpy() for label in scheme.labels]
         at = np.arange(len(scheme)) + shift
         boxes = ax.boxplot(values, positions=at, widths=0.34, showfliers=False, patch_artist=True, medianprops={"color": "black"},
-                           boxprops={"facecolor": SEX_COLOURS[sex], "alpha": 0.4, "linewidth": 0.6})
+                           boxprops={"facecolor": SEX_COLOURS[sex], "alpha": 0.4, "linewidth": 0.6}, whiskerprops=THIN, capprops=THIN)
         for x, y in zip(at, values, strict=True):
             ax.plot(x + rng.uniform(-0.11, 0.11, len(y)), y, ".", color=SEX_COLOURS[sex], ms=2.5 if len(table) < 400 else 1.4, zorder=3)
         boxes["boxes"][0].set_label(SEX_NAMES[sex])
@@ -164,18 +166,20 @@ def image_properties(cohort: Cohort, store: PixelStore) -> Figure:
         else:
             sns.histplot(x=known, bins=bins, color=ROLE_COLOURS["teacher"], alpha=1, edgecolor="white", ax=ax)
         ax.set(xlabel=label, ylabel="images", title=f"{title}, n = {len(known)}")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     share = 100 * grey_histograms(store)
     centres = (np.arange(share.shape[1]) + 0.5) / share.shape[1]
     low, middle, high = np.percentile(share, [5, 50, 95], axis=0)
     axes[3].fill_between(centres, low, high, color=ROLE_COLOURS["teacher"], alpha=0.25, lw=0, label="5th to 95th percentile")
     axes[3].plot(centres, middle, color=ROLE_COLOURS["teacher"], label="median over images")
     axes[3].set(xlabel="grey value after mapping", ylabel="pixels (%)", yscale="log", title="intensity", xlim=(0, 1))
+    axes[3].set_ylim(top=20 * high.max())
     axes[3].legend(loc="upper right")
     group = table["device"] if "device" in table else table["spacing_mm"].map(lambda mm: f"{mm:.2f} mm" if mm == mm else "unknown")
     order = sorted(group.unique())
     axes[4].boxplot([table.loc[group == key, "median_grey"] for key in order], positions=range(len(order)), tick_labels=order,
                     orientation="horizontal", widths=0.7, patch_artist=True, boxprops={"facecolor": CONTROL_COLOUR, "linewidth": 0.6},
-                    medianprops={"color": "black"}, flierprops={"markersize": 1.5})
+                    medianprops={"color": "black"}, whiskerprops=THIN, capprops=THIN, flierprops={"markersize": 1.5})
     axes[4].set_ylim(len(order) - 0.5, -0.5)
     axes[4].set(xlabel="median grey value after mapping", ylabel="", title="intensity by device" if "device" in table else "intensity by spacing")
     source = source_windows(cohort)
@@ -321,7 +325,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("experts' stage")
-    _caption(fig, f"Counts and % of each row; {_of(next(iter(runs.values())))}")
+    _caption(fig, f"Counts, % of row; {_of(next(iter(runs.values())))}")
     return fig
 
 
@@ -456,7 +460,7 @@ def localisation_bars(table: pd.DataFrame, virtual: bool) -> Figure:
     axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", length=0)
     _letters(axes)
-    _caption(fig, f"Grad-CAM of full-image networks and controls against the expert's box, mean and 95 % interval; "
+    _caption(fig, f"Maps of full-image networks and of controls against the expert's box, mean and 95 % interval; "
                   f"n = {people(virtual, int(table['n'].iloc[0]))} held out")
     return fig
 

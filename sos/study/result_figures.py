@@ -323,7 +323,7 @@ def _gap(ax, results: Results) -> None:
     for edge, role in ((0, "baseline"), (1, "teacher")):
         ax.axvline(edge, color=ROLE_COLOURS[role], lw=1.2)
     if not known or np.isnan(known["value"]):
-        ax.text(0.5, 0, "no gap: the teacher\nis not better" if known else "not yet run", ha="center", va="center", color=GREY)
+        ax.text(0.5, 0, "no gap: the teacher\nis not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=6.5)
         return
     known.pop("p")
     ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [0, 0], color="black", lw=1.4, clip_on=True)

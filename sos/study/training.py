@@ -73,6 +73,8 @@ class Study:
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
         if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
             self._train(config, teacher, path, keep_weights)
+            if time.time() > float(os.environ.get("SOS_DEADLINE", "inf")):
+                raise OutOfTime(f"stopped in time after training the {config.role}, which is saved; the next call goes on")
         return Run(path)
 
     def _train(self, config: RunConfig, teacher: Run | None, path: Path, keep_weights: bool) -> None:
@@ -163,10 +165,19 @@ class Checkpoints(Callback):
         self.dls.train.epoch = self.epoch
         torch.manual_seed(1_000_003 * (self.config.seed + 1) + self.epoch)
 
+    def before_train(self):
+        self.loss_sum, self.images = 0.0, 0
+
+    def after_batch(self):
+        if self.training:
+            self.loss_sum += self.loss.detach() * len(self.yb[0])
+            self.images += len(self.yb[0])
+
     def after_epoch(self):
         if self.epoch < self.start:
             return
-        train_loss, valid_loss, valid_accuracy = self.recorder.values[-1]
+        _, valid_loss, valid_accuracy = self.recorder.values[-1]
+        train_loss = self.loss_sum / self.images  # the recorder's is smoothed over epochs gone by, which a resumed training does not know
         row = {"epoch": self.epoch + 1, "train_loss": float(train_loss), "valid_loss": float(valid_loss), "valid_accuracy": float(valid_accuracy)}
         if self.distillation is not None:
             row |= self.distillation.history[-1]
