@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.progress import Learner  # the module patches no_bar into Learner
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
 from torch import nn
 
 from sos.cohort.views import PixelStore, ViewLoader
