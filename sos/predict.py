@@ -73,7 +73,7 @@ def load_stager(weights=None) -> Stager:
     if run is None:
         record = released_record()
         config, scheme = RunConfig(**record["config"]), get_scheme(record["scheme"])
-        return Stager(load_network(RELEASED / "student.safetensors", config, len(scheme)), config, scheme, f"released student {record['run']}")
+        return Stager(load_network(RELEASED / "student.safetensors", config, len(scheme)), config, scheme, f"released {record['run']}")
     if run.config.role == "teacher":
         raise RunError(f"{run.name}: a teacher reads crops that a person draws; give the folder of a student or baseline")
     return Stager(run.load(), run.config, run.scheme, run.name)

@@ -17,7 +17,8 @@ from sos.stages import BASSED5, FRANKLIN4, SCHEMES, get_scheme
 def other_value(name, value):
     """A valid value of the field `name` that differs from `value`."""
     choices = {"role": ROLES, "backbone": config.BACKBONES, "attn_distance": config.ATTENTION_DISTANCES, "cam_target": config.CAM_TARGETS,
-               "evidence": config.EVIDENCES, "student_init": config.STUDENT_INITS, "precision": config.PRECISIONS, "output_stride": (16, 32)}
+               "evidence": config.EVIDENCES, "student_init": config.STUDENT_INITS, "precision": config.PRECISIONS,
+               "output_stride": (16, 32)}
     if name in choices:
         return next(choice for choice in choices[name] if choice != value)
     return not value if isinstance(value, bool) else value + 1
@@ -65,8 +66,8 @@ def test_unknown_setting_near_to_nothing_lists_all():
     assert all(f.name in str(caught.value) for f in fields(RunConfig))
 
 
-@pytest.mark.parametrize("change", [{"epochs": 2.0}, {"epochs": "2"}, {"epochs": True}, {"lr": "1e-3"}, {"lr": None}, {"lr": True}, {"pretrained": 1},
-                                    {"backbone": 18}, {"seed": 1.5}])
+@pytest.mark.parametrize("change", [{"epochs": 2.0}, {"epochs": "2"}, {"epochs": True}, {"lr": "1e-3"}, {"lr": None}, {"lr": True},
+                                    {"pretrained": 1}, {"backbone": 18}, {"seed": 1.5}])
 def test_wrong_type_is_an_error_naming_setting_and_type(change):
     (name,) = change
     kind = {f.name: f.type for f in fields(RunConfig)}[name].__name__
@@ -80,8 +81,8 @@ def test_whole_number_is_accepted_where_a_float_is_wanted_and_becomes_one():
     assert digest(given.resolved()) == digest(RunConfig(w_dist=2.0).resolved())
 
 
-@pytest.mark.parametrize("change", [{"role": "pupil"}, {"backbone": "resnet19"}, {"attn_distance": "l1"}, {"cam_target": "student"}, {"evidence": "all"},
-                                    {"student_init": "imagenet"}, {"precision": "fp16"}, {"output_stride": 8}])
+@pytest.mark.parametrize("change", [{"role": "pupil"}, {"backbone": "resnet19"}, {"attn_distance": "l1"}, {"cam_target": "student"},
+                                    {"evidence": "all"}, {"student_init": "imagenet"}, {"precision": "fp16"}, {"output_stride": 8}])
 def test_impossible_choice_names_the_possible_ones(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* is not one of ") as caught:
@@ -89,7 +90,8 @@ def test_impossible_choice_names_the_possible_ones(change):
     assert str(getattr(RunConfig(), name)) in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": -1}, {"frame_px": 0}, {"window_px": 0}, {"temperature": 0.0}, {"temperature": -3.0}])
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": -1}, {"frame_px": 0}, {"window_px": 0}, {"temperature": 0.0},
+                                    {"temperature": -3.0}])
 def test_impossible_number_is_an_error(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* must be "):

@@ -171,7 +171,8 @@ def test_localisation_of_a_network_is_what_its_run_has_saved(runs, maps):
     saved = runs[PLAIN].test.set_index("image").loc[mine.index]
     for name in ("pointing", "energy", "iou"):
         assert np.allclose(mine[name], saved[name], atol=1e-4), name
-    assert (mine[["peak_x", "peak_y"]] - saved[["peak_x", "peak_y"]]).abs().max(axis=None) < 1 / 8  # a map is flat within half a cell of its border
+    half_a_cell = runs[PLAIN].config.output_stride / runs[PLAIN].config.frame_px / 2
+    assert (mine[["peak_x", "peak_y"]] - saved[["peak_x", "peak_y"]]).abs().max(axis=None) <= half_a_cell  # a map is flat there, at its border
 
 
 def test_teacher_takes_part_in_the_distances_from_the_joint(study, runs, maps):

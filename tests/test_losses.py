@@ -113,7 +113,7 @@ def test_each_image_is_aligned_to_its_own_window():
 
 
 def echo(teacher_spatial, share):
-    """A student's Look of a frame of 64 × 64 cells that repeats the teacher inside the window (16 of 64 cells a side) and is silent outside."""
+    """A student's Look of a frame of 64 × 64 cells that repeats the teacher in the window (16 of 64 a side) and is silent outside."""
     spatial = torch.zeros(len(teacher_spatial), teacher_spatial.shape[1], 64, 64)
     spatial[:, :, 8:24, 32:48] = F.interpolate(teacher_spatial, scale_factor=4, mode="nearest") / share
     return look(spatial)

@@ -177,7 +177,8 @@ def test_a_split_is_stratified_to_the_patient():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 4)), min_size=1, max_size=80), st.integers(0, 2**31), st.randoms(use_true_random=False))
+@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 4)), min_size=1, max_size=80), st.integers(0, 2**31),
+       st.randoms(use_true_random=False))
 def test_no_patient_is_torn_apart_and_the_order_of_rows_does_not_matter(images, seed, random):
     table = pd.DataFrame(images, columns=["patient", "target"])
     table["patient"] = "p" + table["patient"].astype(str)

@@ -32,7 +32,8 @@ def sklearn_values(target, probabilities, weight=None):
     }
 
 
-@pytest.mark.parametrize(("n", "k", "seed", "signal"), [(60, 5, 0, 1.0), (200, 5, 1, 2.0), (35, 4, 2, 0.0), (80, 3, 3, 5.0), (25, 5, 4, -2.0)])
+@pytest.mark.parametrize(("n", "k", "seed", "signal"), [(60, 5, 0, 1.0), (200, 5, 1, 2.0), (35, 4, 2, 0.0), (80, 3, 3, 5.0),
+                                                        (25, 5, 4, -2.0)])
 def test_metrics_equal_scikit_learns(n, k, seed, signal):
     target, probabilities = draw(n, k, seed, signal)
     ours = {name: value[0] for name, value in staging_metrics(target, probabilities, np.ones((1, n))).items()}
@@ -70,7 +71,8 @@ def test_a_stage_absent_from_the_table_is_left_out_of_auroc_and_macro_f1():
     ours = staging_metrics(target, probabilities, np.ones((1, 50)))
     each = [sk.roc_auc_score(target == k, probabilities[:, k]) for k in range(4)]
     assert ours["auroc"][0] == pytest.approx(np.mean(each))
-    assert ours["macro_f1"][0] == pytest.approx(sk.f1_score(target, probabilities.argmax(1), labels=range(4), average="macro", zero_division=0))
+    f1 = sk.f1_score(target, probabilities.argmax(1), labels=range(4), average="macro", zero_division=0)
+    assert ours["macro_f1"][0] == pytest.approx(f1)
 
 
 def test_a_perfect_and_a_constant_reader():
@@ -107,7 +109,8 @@ def test_attention_metrics_are_weighted_means_of_the_columns_there_are():
 
 def predictions(n=80, seed=0, signal=1.0, images_each=1, k=5):
     target, probabilities = draw(n, k, seed, signal)
-    table = pd.DataFrame({"patient_id": [f"p{i // images_each}" for i in range(n)], "image": [f"{i:03d}.dcm" for i in range(n)], "target": target})
+    table = pd.DataFrame({"patient_id": [f"p{i // images_each}" for i in range(n)], "image": [f"{i:03d}.dcm" for i in range(n)],
+                          "target": target})
     return table.assign(**{f"p{j + 1}": probabilities[:, j] for j in range(k)})
 
 
@@ -167,8 +170,8 @@ def answers(right):
     right = np.asarray(right)
     target = np.arange(len(right)) % 2
     p2 = np.where(right, target, 1 - target) * 0.8 + 0.1
-    return pd.DataFrame({"patient_id": [f"p{i}" for i in range(len(right))], "image": [f"{i:03d}" for i in range(len(right))], "target": target,
-                         "p1": 1 - p2, "p2": p2})
+    names = [f"{i:03d}" for i in range(len(right))]
+    return pd.DataFrame({"patient_id": names, "image": names, "target": target, "p1": 1 - p2, "p2": p2})
 
 
 def first(n, of=100):

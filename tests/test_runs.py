@@ -35,7 +35,8 @@ def folder(tmp_path, net):
 
 def finish(path, net=None, config=CONFIG, teacher=None):
     path.mkdir(parents=True)
-    record = {"config": config.resolved(), "scheme": "bassed5", "virtual": True, "patients": 3, "data": "d", "code": "c", "teacher": teacher}
+    record = {"config": config.resolved(), "scheme": "bassed5", "virtual": True, "patients": 3, "data": "d", "code": "c",
+              "teacher": teacher}
     (path / "config.json").write_text(json.dumps(record))
     (path / "metrics.json").write_text(json.dumps({"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}))
     (path / "environment.json").write_text(json.dumps({"seconds": 1.0}))
@@ -154,7 +155,8 @@ def test_broken_weights_are_told(folder):
         Run(folder).load()
 
 
-@pytest.mark.parametrize(("config", "stages"), [(CONFIG, 4), (CONFIG.with_(backbone="resnet18"), 5), (CONFIG.with_(backbone="efficientnet_b0"), 5)])
+@pytest.mark.parametrize(("config", "stages"), [(CONFIG, 4), (CONFIG.with_(backbone="resnet18"), 5),
+                                                  (CONFIG.with_(backbone="efficientnet_b0"), 5)])
 def test_weights_of_another_network_are_told_in_one_line(folder, config, stages):
     with pytest.raises(RunError, match=f"weights do not fit {config.backbone}") as caught:
         load_network(folder / "weights.safetensors", config, stages)

@@ -35,8 +35,8 @@ def _one_thread():
 def tiny(**changes):
     """A profile of seconds: 64 pixels, three epochs."""
     base = get_profile("smoke")
-    small = dict(frame_px=64, window_px=32, epochs=3, batch_size=4, backbone="resnet18_half", output_stride=16, precision="fp32", dropout=0.1,
-                 label_smoothing=0.0, student_init="scratch", w_cls=1.0, w_dist=0.5, w_attn=1.0)
+    small = dict(frame_px=64, window_px=32, epochs=3, batch_size=4, backbone="resnet18_half", output_stride=16, precision="fp32",
+                 dropout=0.1, label_smoothing=0.0, student_init="scratch", w_cls=1.0, w_dist=0.5, w_attn=1.0)
     roles = {role: getattr(base, role).with_(**small) for role in ("teacher", "baseline", "student")}
     return replace(base, **{"name": "tiny", "patients": 24, "valid_share": 0.25, "test_share": 0.25, "native_px": 128, "bootstrap": 50,
                             "seeds": (0,)} | roles | changes)
@@ -122,7 +122,12 @@ def test_a_finished_run_is_found_and_not_trained_again(study, monkeypatch):
 
 def test_a_changed_setting_is_another_run_and_an_idle_one_is_not(study, monkeypatch):
     asked = []
-    monkeypatch.setattr(Study, "_train", lambda self, config, teacher, path, keep_weights: asked.append(path.name) or (_ for _ in ()).throw(KeyError))
+
+    def note(self, config, teacher, path, keep_weights):
+        asked.append(path.name)
+        raise KeyError
+
+    monkeypatch.setattr(Study, "_train", note)
     baseline = study.profile.run("baseline")
     for config in (baseline, baseline.with_(w_attn=9.0, window_px=7), baseline.with_(lr=0.5)):
         with pytest.raises(KeyError):

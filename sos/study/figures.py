@@ -36,7 +36,7 @@ STYLE = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "legend.title_fontsize": 7, "legend.frameon": False, "figure.titlesize": 8, "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2, "lines.markersize": 3.5, "patch.linewidth": 0.5, "figure.dpi": 140, "figure.constrained_layout.use": True,
+    "lines.linewidth": 1.2, "lines.markersize": 3.5, "patch.linewidth": 0.5, "figure.dpi": 120, "figure.constrained_layout.use": True,
     "image.cmap": "gray", "image.interpolation": "bilinear", "figure.facecolor": "white", "pdf.fonttype": 42, "svg.fonttype": "none",
 }
 # Okabe and Ito's colours, told apart with any colour vision
@@ -116,14 +116,15 @@ def ages(cohort: Cohort) -> Figure:
         values = [table.loc[(table["stage"] == label) & (table["sex"] == sex), "age_y"].to_numpy() for label in scheme.labels]
         at = np.arange(len(scheme)) + shift
         boxes = ax.boxplot(values, positions=at, widths=0.34, showfliers=False, patch_artist=True, medianprops={"color": "black"},
-                           boxprops={"facecolor": SEX_COLOURS[sex], "alpha": 0.4, "linewidth": 0.6}, whiskerprops=THIN, capprops=THIN)
+                           boxprops={"facecolor": SEX_COLOURS[sex], "alpha": 0.35, "linewidth": 0.6}, whiskerprops=THIN, capprops=THIN)
         for x, y in zip(at, values, strict=True):
-            ax.plot(x + rng.uniform(-0.11, 0.11, len(y)), y, ".", color=SEX_COLOURS[sex], ms=2.5 if len(table) < 400 else 1.4, zorder=3)
+            ax.plot(x + rng.uniform(-0.11, 0.11, len(y)), y, ".", color=SEX_COLOURS[sex], ms=2.5 if len(table) < 400 else 1.5, mew=0, alpha=0.7, zorder=1)
         boxes["boxes"][0].set_label(SEX_NAMES[sex])
     counts = table.groupby(["stage", "sex"]).size()
     ticks = [[f"{label}", *(f"{sex} {counts.get((label, sex), 0)}" for sex in SEX_COLOURS)] for label in scheme.labels]
     ax.set_xticks(range(len(scheme)), map("\n".join, ticks))
     ax.set(xlabel="stage, and n", ylabel="age (years)", title="age by stage")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower right")
     first, last = (int(np.floor(table["age_y"].min())), int(np.ceil(table["age_y"].max()))) if len(table) else (0, 1)
     step = max(1, round((last - first) / 12))
