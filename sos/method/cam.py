@@ -44,7 +44,7 @@ def unit_mass(cam: torch.Tensor, floor: float = 0.05) -> torch.Tensor:
     A floor of `floor` times the map's mean is added first: it bounds the logarithms and gradients of a loss on the maps, and a map of zeros
     becomes uniform.
     """
-    cam = cam + floor * cam.detach().mean((1, 2), keepdim=True) + 1e-8
+    cam = cam + floor * cam.mean((1, 2), keepdim=True) + 1e-8
     return cam / cam.sum((1, 2), keepdim=True)
 
 

@@ -21,7 +21,7 @@ from ..cohort.cameras import still_scene
 from ..cohort.manifest import BOX, Cohort, read_manifest
 from ..cohort.views import PixelStore, ViewLoader, open_store
 from ..config import Profile, RunConfig, get_profile, runs_dir
-from ..errors import ConfigError, OutOfTime
+from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
 from ..method.distill import Distillation
 from ..method.models import StagingNet, build
@@ -119,6 +119,9 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
         if config.student_init == "teacher":
             start_from(net, teacher, config)
     rows = {split: cohort.subset(split).index.to_numpy() for split in ("train", "valid")}
+    for split in rows:
+        if not len(rows[split]):
+            raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
     loaders = [ViewLoader(store, rows[split], config, training=split == "train", device=device, **window) for split in ("train", "valid")]
     learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
                     metrics=accuracy, wd=config.weight_decay, path=checkpoint.parent)
