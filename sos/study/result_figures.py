@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -18,7 +18,7 @@ from fastai.metrics import accuracy
 from torch import nn
 
 from ..cohort.cameras import still_scene
-from ..cohort.manifest import BOX, Cohort, read_manifest
+from ..cohort.manifest import Cohort, read_manifest
 from ..cohort.views import PixelStore, ViewLoader, open_store
 from ..config import Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
