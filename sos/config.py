@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -42,6 +43,16 @@ def _check_types(config) -> None:
             raise ConfigError(f"{f.name} = {value!r} is not of type {f.type.__name__}")
 
 
+_RANGES = (
+    (("epochs", "batch_size", "frame_px", "window_px"), lambda value: value >= 1, "at least 1"),
+    (("lr", "temperature", "window_scale"), lambda value: 0 < value < math.inf, "above 0"),
+    (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn"),
+     lambda value: 0 <= value < math.inf, "0 or above"),
+    (("flip",), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
+    (("dropout",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
+)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One training run. Flat, typed; its resolved form and its data name the folder of the run."""
@@ -51,7 +62,7 @@ class RunConfig:
 
     # network
     backbone: str = "resnet18_half"  # one of BACKBONES; resnet18_half is ResNet-18 with half the channels (2.8 M parameters)
-    output_stride: int = 32  # pixels of input a cell of the last feature map; 16 makes a finer Grad-CAM, at nearly twice the cost
+    output_stride: int = 16  # pixels of input a cell of the last feature map: 32 is cheaper, but then the joint is one cell of a frame
     pretrained: bool = False  # ImageNet weights through torchvision; needs the network once, so never the default
     dropout: float = 0.0  # on the features before the classifier
 
@@ -64,7 +75,7 @@ class RunConfig:
     rotate_deg: float = 8.0  # uniform in ±
     zoom: float = 0.08  # log-uniform in ±
     shift: float = 0.06  # of the frame's side, uniform in ±
-    flip: float = 0.0  # probability of a left-right mirror; a share of the virtual heads faces left as it is
+    flip: float = 0.5  # probability of a left-right mirror: heads face either way, in the virtual cohort one in ten to the left
     gain: float = 0.15  # contrast, log-uniform in ±
     offset: float = 0.05  # brightness, uniform in ±
     gamma: float = 0.15  # log-uniform in ±
@@ -75,7 +86,6 @@ class RunConfig:
     batch_size: int = 16
     lr: float = 1.5e-3
     weight_decay: float = 0.05
-    label_smoothing: float = 0.0
     precision: str = "auto"  # auto: bf16 on CUDA and on CPUs with avx512_bf16, else fp32; the resolved one is saved with the run
 
     # distillation (student only); L_total = w_cls L_cls + w_dist L_dist + w_attn L_attn
@@ -95,11 +105,10 @@ class RunConfig:
                               ("student_init", STUDENT_INITS), ("precision", PRECISIONS), ("output_stride", (16, 32))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
-        for name in ("epochs", "batch_size", "frame_px", "window_px"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature = {self.temperature} must be above 0")
+        for names, right, words in _RANGES:
+            for name in names:
+                if not right(getattr(self, name)):
+                    raise ConfigError(f"{name} = {getattr(self, name)} must be {words}")
         if self.role == "student" and self.w_cls == self.w_dist == self.w_attn == 0:
             raise ConfigError("all weights of the student's loss are 0; give w_cls, w_dist or w_attn a positive value")
 
@@ -135,8 +144,8 @@ class Profile:
     native_px: int = 768  # cached images larger than this on their longer side are reduced to it
     bootstrap: int = 2000  # resamples over patients behind each 95 % interval
     ablation_seeds: tuple[int, ...] = (0,)
-    ablation_epochs: int = 4
     temperatures: tuple[float, ...] = (1.0, 3.0, 8.0)
+    without_labels: bool = True  # whether the ablation holds the subsets without L_cls too
 
     def run(self, role: str, seed: int | None = None) -> RunConfig:
         """The main run of `role` with `seed` (the profile's first where None)."""
@@ -147,20 +156,21 @@ class Profile:
     def ablations(self) -> dict[str, list[RunConfig]]:
         """Rows of the ablation table: every subset of the three terms, then temperatures; each with one run a seed.
 
-        The subset with only L_cls is the plain full-image network itself, trained as such. All share `ablation_epochs`.
+        The subset with only L_cls is the plain full-image network itself, and the full set the student: the profile's main runs.
         """
         rows = {}
-        for cls, dist, attn in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)):
+        subsets = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
+        for cls, dist, attn in [subset for subset in subsets if subset[0] or self.without_labels]:
             terms = [f"L_{name}" for name, on in (("cls", cls), ("dist", dist), ("attn", attn)) if on]
             if (cls, dist, attn) == (1, 0, 0):
-                base = self.baseline.with_(epochs=self.ablation_epochs)
+                base = self.baseline
             else:
                 base = self.student.with_(w_cls=self.student.w_cls * cls, w_dist=self.student.w_dist * dist,
-                                          w_attn=self.student.w_attn * attn, epochs=self.ablation_epochs)
+                                          w_attn=self.student.w_attn * attn)
             rows[" + ".join(terms)] = [base.with_(seed=seed) for seed in self.ablation_seeds]
         for temperature in self.temperatures:
             if temperature != self.student.temperature:
-                rows[f"all, T = {temperature:g}"] = [self.student.with_(temperature=temperature, epochs=self.ablation_epochs, seed=seed)
+                rows[f"all, T = {temperature:g}"] = [self.student.with_(temperature=temperature, seed=seed)
                                                      for seed in self.ablation_seeds]
         return rows
 
@@ -182,15 +192,16 @@ PROFILES = {
     profile.name: profile
     for profile in (
         # minutes on two cores: shows that everything runs; its figures mean nothing
-        _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, ablation_epochs=1, temperatures=(1.0, 3.0), native_px=512,
+        _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, temperatures=(1.0, 3.0), native_px=512,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16)),
         # at most 20 minutes on two cores: shows the effects
-        _profile("quick", patients=1800, cohort_seed=1, seeds=(0,), bootstrap=2000, ablation_epochs=4, temperatures=(1.0, 3.0),
-                 common=dict(frame_px=192, window_px=96, epochs=8), teacher=dict(lr=3e-3)),
+        _profile("quick", patients=1800, cohort_seed=2, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
+                 common=dict(frame_px=192, window_px=96, epochs=12, lr=3e-3, flip=0.2),  # few epochs: fewer mirrors to learn
+                 teacher=dict(epochs=16, lr=1.5e-3)),
         # the paper's size on one GPU: 723 patients, five seeds
-        _profile("paper", patients=723, cohort_seed=1, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4), ablation_epochs=60,
+        _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024,
-                 common=dict(backbone="resnet18", output_stride=16, frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3)),
+                 common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3)),
     )
 }
 

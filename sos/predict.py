@@ -17,7 +17,7 @@ from .images.reader import GreyImage, read_image
 from .method.cam import enlarge, explain, peak
 from .method.models import StagingNet
 from .stages import StagingScheme, get_scheme
-from .study.runs import RELEASED, Run, find_runs, load_network
+from .study.runs import RELEASED, Run, config_of, find_runs, load_network
 
 NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
 REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
@@ -72,7 +72,7 @@ def load_stager(weights=None) -> Stager:
     run = Run(Path(weights)) if weights else best_student()
     if run is None:
         record = released_record()
-        config, scheme = RunConfig(**record["config"]), get_scheme(record["scheme"])
+        config, scheme = config_of(record, RELEASED), get_scheme(record["scheme"])
         return Stager(load_network(RELEASED / "student.safetensors", config, len(scheme)), config, scheme, f"released {record['run']}")
     if run.config.role == "teacher":
         raise RunError(f"{run.name}: a teacher reads crops that a person draws; give the folder of a student or baseline")

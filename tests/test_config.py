@@ -91,7 +91,9 @@ def test_impossible_choice_names_the_possible_ones(change):
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": -1}, {"frame_px": 0}, {"window_px": 0}, {"temperature": 0.0},
-                                    {"temperature": -3.0}])
+                                    {"temperature": -3.0}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"window_scale": 0.0},
+                                    {"weight_decay": -0.1}, {"w_cls": -1.0}, {"w_dist": float("nan")}, {"w_attn": -0.5}, {"noise": -0.01},
+                                    {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1}])
 def test_impossible_number_is_an_error(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* must be "):
@@ -170,12 +172,12 @@ def test_profile_gives_runs_of_the_asked_role_and_seed(profile):
 def test_ablations_hold_each_subset_of_the_terms_once(profile):
     rows = profile.ablations()
     subsets = [" + ".join(f"L_{name}" for name, on in zip(("cls", "dist", "attn"), on) if on)
-               for on in itertools.product((0, 1), repeat=3) if any(on)]
+               for on in itertools.product((0, 1), repeat=3) if any(on) and (on[0] or profile.without_labels)]
     temperatures = [f"all, T = {t:g}" for t in profile.temperatures if t != profile.student.temperature]
     assert sorted(rows) == sorted([*subsets, *temperatures])
     for name, runs in rows.items():
         assert [run.seed for run in runs] == list(profile.ablation_seeds)
-        assert {run.epochs for run in runs} == {profile.ablation_epochs}
+        assert {run.epochs for run in runs} == {profile.student.epochs}
         if name == "L_cls":
             assert {run.role for run in runs} == {"baseline"}
         elif name.startswith("L_"):
@@ -184,6 +186,13 @@ def test_ablations_hold_each_subset_of_the_terms_once(profile):
             assert all(weight in (0, getattr(profile.student, f"w_{term[2:]}")) for term, weight in weights.items())
         else:
             assert f"{runs[0].temperature:g}" == name.rpartition(" ")[2]
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_ablation_of_nothing_and_of_everything_are_the_main_runs(profile):
+    rows, seed = profile.ablations(), profile.ablation_seeds[0]
+    assert rows["L_cls"][0] == profile.run("baseline", seed)
+    assert rows["L_cls + L_dist + L_attn"][0] == profile.run("student", seed)
 
 
 def test_unknown_profile_names_the_known_ones():

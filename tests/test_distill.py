@@ -52,11 +52,11 @@ def terms_of(networks, config=CONFIG):
 @pytest.mark.parametrize("evidence", EVIDENCES)
 @pytest.mark.parametrize("distance", ATTENTION_DISTANCES)
 def test_terms_are_the_three_losses_of_the_paper(networks, distance, evidence):
-    config = CONFIG.with_(attn_distance=distance, evidence=evidence, temperature=2.0, label_smoothing=0.1)
+    config = CONFIG.with_(attn_distance=distance, evidence=evidence, temperature=2.0)
     look, seen, teacher_cam, terms = terms_of(networks, config)
     assert tuple(terms) == TERMS
     student_cam = grad_cam(look.features, class_score(look.logits, TARGET))
-    expected = {"L_cls": F.cross_entropy(look.logits, TARGET, label_smoothing=0.1),
+    expected = {"L_cls": F.cross_entropy(look.logits, TARGET),
                 "L_dist": spatial_distillation(look, seen, WINDOW, 2.0, evidence),
                 "L_attn": attention_distance(student_cam, paste(teacher_cam, WINDOW, 4), distance)}
     for name, value in expected.items():

@@ -175,3 +175,12 @@ def test_every_field_of_a_config_survives_its_file(tmp_path):
     read = Run(finish(tmp_path / "student-a", config=config, teacher="teacher-a"))
     saved = {name: value for name, value in asdict(read.config).items() if name in config.resolved()}
     assert saved == config.resolved() and read.record["teacher"] == "teacher-a"
+
+
+def test_run_of_another_version_is_told_in_one_line(tmp_path):
+    path = finish(tmp_path / "student-a", config=RunConfig(role="student"))
+    record = json.loads((path / "config.json").read_text())
+    record["config"]["label_smoothing"] = 0.0
+    (path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="made by another version of this software .*'label_smoothing'.*train it again"):
+        Run(path).config

@@ -36,7 +36,7 @@ def tiny(**changes):
     """A profile of seconds: 64 pixels, three epochs."""
     base = get_profile("smoke")
     small = dict(frame_px=64, window_px=32, epochs=3, batch_size=4, backbone="resnet18_half", output_stride=16, precision="fp32",
-                 dropout=0.1, label_smoothing=0.0, student_init="scratch", w_cls=1.0, w_dist=0.5, w_attn=1.0)
+                 dropout=0.1, student_init="scratch", w_cls=1.0, w_dist=0.5, w_attn=1.0)
     roles = {role: getattr(base, role).with_(**small) for role in ("teacher", "baseline", "student")}
     return replace(base, **{"name": "tiny", "patients": 24, "valid_share": 0.25, "test_share": 0.25, "native_px": 128, "bootstrap": 50,
                             "seeds": (0,)} | roles | changes)

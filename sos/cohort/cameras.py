@@ -96,8 +96,10 @@ def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tenso
     unit = 2 / torch.tensor([width, height], device=native.device)  # native pixels to -1..1 over the edges of the native array
     matrix = unit[:, None] * scene.matrix * half[:, None, :]
     offset = unit * scene.to_native(middle[:, None])[:, 0] - 1
-    side = size_px * FINE
-    grid = F.affine_grid(torch.cat([matrix, offset[:, :, None]], 2), [b, 1, side, side], align_corners=False)
+    steps = (torch.arange(size_px * FINE, device=native.device) + 0.5) * (2 / (size_px * FINE)) - 1  # -1..1 over the picture
+    across = matrix[:, None, :, 0] * steps[None, :, None]  # (b, side, 2) what a step to the right adds, and one down
+    down = matrix[:, None, :, 1] * steps[None, :, None] + offset[:, None]
+    grid = across[:, None] + down[:, :, None]  # (b, side, side, 2); F.affine_grid gives the same ten times slower
     return F.avg_pool2d(F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False), FINE)
 
 

@@ -44,7 +44,7 @@ class PixelStore:
 
 def open_store(cohort: Cohort, cache: Path, native_px: int) -> PixelStore:
     """The cohort's decoded pixels, from `cache` where its manifest and files are unchanged, else decoded now with all cores."""
-    stamps = [[name, (stat := (cohort.root / name).stat()).st_size, stat.st_mtime_ns] for name in cohort.table["image"]]
+    stamps = [[name, _stamp(cohort.root / name)] for name in cohort.table["image"]]
     folder = Path(cache) / digest([stamps, native_px])[:16]
     if not (folder / "record.json").is_file():
         _decode(cohort, folder, native_px)
@@ -56,6 +56,12 @@ def open_store(cohort: Cohort, cache: Path, native_px: int) -> PixelStore:
     known = digest([record["pixels_sha256"], cohort.table["patient_id"].tolist(), boxes.round(3).tolist(), targets.tolist(),
                     cohort.table["split"].tolist()])
     return PixelStore(pixels, np.array(record["sizes"]), scale, boxes, targets, np.array(record["spacing_mm"], np.float32), known)
+
+
+def _stamp(path: Path) -> list:
+    """Size and time of change of a file; of a series folder those of all files in it."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
 
 
 def _decode(cohort: Cohort, folder: Path, native_px: int) -> None:

@@ -27,7 +27,7 @@ def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, 
         return attention_distance(cam, paste(teacher_cam, window, cam.shape[-1]), config.attn_distance)
 
     terms = {
-        "L_cls": (config.w_cls, lambda: F.cross_entropy(student.logits, target, label_smoothing=config.label_smoothing)),
+        "L_cls": (config.w_cls, lambda: F.cross_entropy(student.logits, target)),
         "L_dist": (config.w_dist, lambda: spatial_distillation(student, teacher, window, config.temperature, config.evidence)),
         "L_attn": (config.w_attn, attention),
     }

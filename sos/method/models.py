@@ -64,12 +64,16 @@ class StagingNet(nn.Module):
 
 
 class HalfResNet18(ResNet):
-    """ResNet-18 with half the channels after the stem."""
+    """ResNet-18 with half the channels, stem included: there a small network on large pictures spends most of its time."""
 
     def __init__(self):
         super().__init__(BasicBlock, [2, 2, 2, 2])
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == 64:  # the first stage: the stem has just been made
+            self.inplanes = 32
+            self.conv1 = nn.Conv2d(3, 32, kernel_size=7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(32)
         return super()._make_layer(block, planes // 2, blocks, stride, dilate)
 
 

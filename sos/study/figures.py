@@ -322,7 +322,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ticks = range(len(scheme))
         ax.set_xticks(ticks, scheme.labels)
         ax.set_yticks(ticks, [f"{label} {stage}\nn = {n}" for label, stage, n in zip(scheme.labels, scheme.names, counts.sum(1), strict=True)])
-        ax.set(xlabel="network's stage", title=f"{name}: {np.trace(counts)} of {counts.sum()} right")
+        ax.set(xlabel="network's stage", title=f"{name}\n{np.trace(counts)} of {counts.sum()} right")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("experts' stage")

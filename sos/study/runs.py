@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import RunConfig, digest, source_digest
-from ..errors import RunError
+from ..errors import ConfigError, RunError
 from ..stages import StagingScheme, get_scheme
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -43,7 +43,8 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        return RunConfig(**self.record["config"])
+        """The resolved configuration. Raises RunError for one of another version of this software."""
+        return config_of(self.record, self.path)
 
     @property
     def scheme(self) -> StagingScheme:
@@ -81,6 +82,14 @@ class Run:
     def load(self, device="cpu"):
         """The trained network in eval mode. Raises RunError where the run kept no weights."""
         return load_network(self.weights, self.config, len(self.scheme), device)
+
+
+def config_of(record: dict, path: Path) -> RunConfig:
+    """The RunConfig in a run's record, which was read below `path`. Raises RunError for one of another version of this software."""
+    try:
+        return RunConfig().with_(**record["config"])
+    except ConfigError as error:
+        raise RunError(f"{path}: made by another version of this software ({error}); train it again") from None
 
 
 def run_name(config: RunConfig, data: str, scheme: str, teacher: str | None = None) -> str:

@@ -89,7 +89,7 @@ def ablation(results: Results) -> Table:
         tested = data[f"{metric}_difference_p"].dropna()
         data[f"{metric}_difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
     shown = pd.DataFrame([_ablation_row(row, profile.student.temperature) for row in data.to_dict("records")])
-    notes = (_who(results) + f" Epochs of training in every row: {profile.ablation_epochs}.",
+    notes = (_who(results) + f" Epochs of training in every row: {profile.student.epochs}.",
              f"Differences are to the full method, {FULL}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the "
              f"comparisons in the column ({len(tested)}); not significant where p is not below {SIGNIFICANT}. The subset without any term "
              "would be no training.")
@@ -114,12 +114,13 @@ def _ablation_row(row: dict, temperature: float) -> dict:
 
 def effects(results: Results) -> Table:
     """What each term adds, averaged over the subsets of the other terms that it can be added to."""
-    terms = FULL.split(" + ")
     groups = {frozenset(name.split(" + ")): results.of(configs) for name, configs in results.profile.ablations().items()
               if name.startswith("L_")}
     numbers = []
-    for term in terms:
+    for term in FULL.split(" + "):
         pairs = [(rest | {term}, rest) for rest in groups if term not in rest]
+        if not pairs:  # a term that every row has
+            continue
         for metric in ("accuracy", "kappa", "pointing"):
             known = results.contrast(metric, _mean_gain, *(groups[subset] for pair in pairs for subset in pair))
             numbers.append({"term": term, "metric": metric, "comparisons": len(pairs), **known})
@@ -129,12 +130,12 @@ def effects(results: Results) -> Table:
     for metric in data["metric"].unique():
         tested = data.loc[data["metric"] == metric, "p"].dropna()
         data.loc[tested.index, "p_holm"] = holm(tested.tolist())
-    shown = {term: {} for term in terms}
+    shown = {term: {} for term in data["term"].unique()}
     for row in data.to_dict("records"):
         known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
         shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
     notes = (_who(results), "Mean of the differences with and without the term, over all subsets of the other terms but the empty one; p "
-             "adjusted by Holm's method for three terms.")
+             f"adjusted by Holm's method for {len(shown)} terms.")
     return Table("effects", "What each term adds", data, _rows(shown, "term"), notes)
 
 
