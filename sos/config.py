@@ -196,8 +196,8 @@ PROFILES = {
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16)),
         # at most 20 minutes on two cores: shows the effects
         _profile("quick", patients=1800, cohort_seed=2, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
-                 common=dict(frame_px=192, window_px=96, epochs=12, lr=3e-3, flip=0.2),  # few epochs: fewer mirrors to learn
-                 teacher=dict(epochs=16, lr=1.5e-3)),
+                 common=dict(frame_px=192, window_px=96, epochs=12, flip=0.2),  # few epochs: fewer mirrors to learn
+                 teacher=dict(epochs=16)),
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024,

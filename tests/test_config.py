@@ -21,7 +21,7 @@ def other_value(name, value):
                "output_stride": (16, 32)}
     if name in choices:
         return next(choice for choice in choices[name] if choice != value)
-    return not value if isinstance(value, bool) else value + 1
+    return not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.25)
 
 
 # ---- stages --------------------------------------------------------------------------------------------------------

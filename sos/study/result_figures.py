@@ -261,7 +261,7 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         table = attention.localisation(study, plain_only)
         return figures.joint_distances(attention.joint_distances(study, teacher, table), cohort.virtual)
 
-    return {
+    drawn = {
         "fig1_ages": lambda: figures.ages(cohort),
         "fig2_images": lambda: figures.image_properties(cohort, store),
         "fig3_examples": lambda: figures.image_grid(cohort, store),
@@ -278,9 +278,11 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig14_student_gradcam": lambda: figures.cam_panels(study, teacher, both),
         "fig15_student_localisation": lambda: located(both),
         "fig16_ablation": lambda: forest(ablation(results)),
-        "fig17_temperature": lambda: temperature_curve(ablation(results), study.profile.student.temperature),
         "fig_main": lambda: main_result(study, results),
     }
+    if len(study.profile.temperatures) > 1:
+        drawn["fig17_temperature"] = lambda: temperature_curve(ablation(results), study.profile.student.temperature)
+    return drawn
 
 
 def _bars(ax, results: Results, metric: str, roles: tuple[str, ...] = MODELS, control: str = "") -> None:
