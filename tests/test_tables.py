@@ -1,6 +1,7 @@
 """Tables, result figures and the grid: right numbers from runs on disk, and nothing from anywhere else."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +44,7 @@ def write_run(study, config, table, weights=False):
     if config.role == "student":
         teacher = run_name(study.profile.run("teacher", config.seed), study.store.digest, study.profile.scheme)
     path = study.folder / "models" / run_name(config, study.store.digest, study.profile.scheme, teacher)
+    shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     table.to_csv(path / "predictions.csv", index=False)
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "valid_loss": [2.0, 1.5], "valid_accuracy": [0.2, 0.4]})
@@ -241,7 +243,8 @@ ABLATED = {"L_cls": 4, "L_dist": 4, "L_attn": 3, "L_cls + L_dist": 2, "L_cls + L
 def ablated(finished):
     for setting, wrong in ABLATED.items():
         for config in finished.profile.ablations()[setting]:
-            write_run(finished, config, predictions(finished.cohort, wrong, 1.0 if "L_attn" in setting else 0.0))
+            table = predictions(finished.cohort, wrong, 1.0 if "L_attn" in setting else 0.0)
+            write_run(finished, config, table, weights=setting in ("L_cls", tables.FULL) and config.seed == 0)  # those are main runs
     return finished
 
 

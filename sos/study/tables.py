@@ -201,12 +201,15 @@ def cohort(results: Results) -> Table:
 
 
 def machine(results: Results) -> Table:
-    """Each finished run with its training time and the machine that it ran on."""
+    """Each finished run, once, with its training time and the machine that it ran on."""
     named = {ROLE_NAMES[role]: runs for role, runs in results.roles().items()}
     named |= {f"ablation: {name}": results.of(configs) for name, configs in results.profile.ablations().items()}
-    numbers = [{"run": run.name, "model": model, "seed": seed, "backbone": run.config.backbone, "epochs": run.config.epochs,
-                **run.environment}
-               for model, runs in named.items() for seed, run in runs.items()]
+    rows = {}
+    for model, runs in named.items():
+        for seed, run in runs.items():
+            known = {"model": model, "seed": seed, "backbone": run.config.backbone, "epochs": run.config.epochs, **run.environment}
+            rows.setdefault(run.name, {"run": run.name, **known})  # two rows of the ablation are main runs
+    numbers = list(rows.values())
     title = "Training time and machine of each run"
     if not numbers:
         return Table("machine", title, pd.DataFrame({"run": []}), pd.DataFrame({"run": [NOT_YET]}))
