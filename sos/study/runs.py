@@ -205,9 +205,9 @@ def model_card(record: dict) -> str:
     rows = "\n".join(f"| {title} | {m['value']:.3f} | {m['low']:.3f} to {m['high']:.3f} |" for name, title in names.items()
                      if (m := record["metrics"].get(name)))
     config, environment = record["config"], record["environment"]
-    mirrored = config["flip"] > 0
-    facing = ("Heads may face either way: training mirrored images at random." if mirrored else
-              "Heads must face right, as in training; those that face left are staged badly: mirror such images first.")
+    facing = ("Heads may face either way." if config["flip"] == 0.5 else
+              f"Training mirrored an image with a probability of {config['flip']:g} only, so the direction that is rarer in the cohort is staged "
+              "less well: mirror images of heads that face left first.")
     warning = ("**Trained and tested on virtual patients only.** These figures say nothing about real images; on those its stages are a "
                "demonstration." if record["virtual"] else "Trained and tested on the cohort of one group; test it on your own before any use.")
     return f"""# Model card: released student
