@@ -3,6 +3,8 @@
 Frame coordinates are those of `cohort.cameras`: [0, 1]², the whole image centred in the square that a full-image network sees.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 import torch
@@ -105,13 +107,7 @@ def localisation(study: Study, runs: dict[str, Run], split: str = "test", seed: 
     cohort, store = study.cohort, study.store
     rows = cohort.subset(split).index.to_numpy()
     boxes = frame_boxes(store, rows)
-    first = next(iter(runs.values()))
-    maps = {name: look(study, run, rows)[1] for name, run in runs.items()}
-    grid = maps[next(iter(runs))].shape[-1]
-    prior = mean_position(store, cohort.subset("train").index.to_numpy(), grid)
-    edges = torch.cat([edge_maps(pictures(store, part, first), grid) for part in np.array_split(rows, -(-len(rows) // 64))])
-    blank = look_with(study, untrained(first, study.device, seed), first.config, rows)[1]
-    maps |= dict(zip(CONTROLS, (blank, prior.expand(len(rows), -1, -1), edges, random_maps(len(rows), grid, seed)), strict=True))
+    maps = {name: _maps(study, run, split) for name, run in runs.items()} | _control_maps(study, next(iter(runs.values())), split, seed)
     names = cohort.table.loc[rows, ["patient_id", "image"]].reset_index(drop=True)
     tables = [names.assign(source=name, **localise(cam, boxes)) for name, cam in maps.items()]
     for table in tables:
@@ -119,6 +115,22 @@ def localisation(study: Study, runs: dict[str, Run], split: str = "test", seed: 
         if distance is not None:
             table["joint_mm"] = distance
     return pd.concat(tables, ignore_index=True)
+
+
+@lru_cache(maxsize=32)  # several tables and figures ask for the same maps
+def _maps(study: Study, run: Run, split: str) -> torch.Tensor:
+    return look(study, run, study.cohort.subset(split).index.to_numpy())[1]
+
+
+@lru_cache(maxsize=32)
+def _control_maps(study: Study, run: Run, split: str, seed: int) -> dict[str, torch.Tensor]:
+    cohort, store = study.cohort, study.store
+    rows = cohort.subset(split).index.to_numpy()
+    blank = look_with(study, untrained(run, study.device, seed), run.config, rows)[1]
+    grid = blank.shape[-1]
+    prior = mean_position(store, cohort.subset("train").index.to_numpy(), grid)
+    edges = torch.cat([edge_maps(pictures(store, part, run), grid) for part in np.array_split(rows, -(-len(rows) // 64))])
+    return dict(zip(CONTROLS, (blank, prior.expand(len(rows), -1, -1), edges, random_maps(len(rows), grid, seed)), strict=True))
 
 
 def joint_distance_mm(cohort: Cohort, store: PixelStore, rows, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
