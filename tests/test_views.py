@@ -369,6 +369,21 @@ def test_a_store_is_decoded_once_and_again_where_a_file_has_changed(png_cohort, 
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.endswith(".tmp")]
 
 
+def test_a_series_folder_rewritten_inside_is_decoded_again(png_cohort, tmp_path, monkeypatch):
+    cohort = read_manifest(png_cohort)
+    root = tmp_path / "cohort"
+    for name in cohort.table["image"]:
+        (root / name).mkdir(parents=True)
+        shutil.copyfile(cohort.root / name, root / name / "slice.png")
+    read = []
+    monkeypatch.setattr("sos.cohort.views.read_image", lambda path: read.append(path.name) or read_image(path / "slice.png"))
+    series = type(cohort)(cohort.table, root, cohort.scheme, cohort.path)
+    first = open_store(series, tmp_path / "cache", 90)
+    assert open_store(series, tmp_path / "cache", 90).digest == first.digest and len(read) == 6
+    shutil.copyfile(root / "1.png" / "slice.png", root / "2.png" / "slice.png")
+    assert open_store(series, tmp_path / "cache", 90).digest != first.digest and len(read) == 12
+
+
 def test_the_digest_knows_boxes_stages_and_splits_but_not_ages(png_cohort, tmp_path):
     cohort = read_manifest(png_cohort)
 
