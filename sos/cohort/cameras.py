@@ -99,7 +99,7 @@ def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tenso
     steps = (torch.arange(size_px * FINE, device=native.device) + 0.5) * (2 / (size_px * FINE)) - 1  # -1..1 over the picture
     across = matrix[:, None, :, 0] * steps[None, :, None]  # (b, side, 2) what a step to the right adds, and one down
     down = matrix[:, None, :, 1] * steps[None, :, None] + offset[:, None]
-    grid = across[:, None] + down[:, :, None]  # (b, side, side, 2); F.affine_grid gives the same ten times slower
+    grid = across[:, None] + down[:, :, None]  # (b, side, side, 2); F.affine_grid gives the same by a matrix product, slowly on a CPU
     return F.avg_pool2d(F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False), FINE)
 
 

@@ -64,7 +64,7 @@ class StagingNet(nn.Module):
 
 
 class HalfResNet18(ResNet):
-    """ResNet-18 with half the channels, stem included: there a small network on large pictures spends most of its time."""
+    """ResNet-18 with half the channels, stem included: its maps are the largest, and so the dearest in a small network."""
 
     def __init__(self):
         super().__init__(BasicBlock, [2, 2, 2, 2])
