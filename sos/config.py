@@ -16,7 +16,7 @@ from pathlib import Path
 from .errors import ConfigError
 
 ROLES = ("teacher", "baseline", "student")
-BACKBONES = ("resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
 EVIDENCES = ("share", "plain")
@@ -61,7 +61,7 @@ class RunConfig:
     seed: int = 0
 
     # network
-    backbone: str = "resnet18_half"  # one of BACKBONES; resnet18_half is ResNet-18 with half the channels (2.8 M parameters)
+    backbone: str = "resnet16_half"  # one of BACKBONES; ResNet-18 with half the channels and without its last block, see models
     output_stride: int = 16  # pixels of input a cell of the last feature map: 32 is cheaper, but then the joint is one cell of a frame
     pretrained: bool = False  # ImageNet weights through torchvision; needs the network once, so never the default
     dropout: float = 0.0  # on the features before the classifier

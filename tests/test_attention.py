@@ -11,7 +11,7 @@ from sos.cohort.manifest import read_manifest
 from sos.cohort.views import open_store
 from sos.config import RunConfig
 from sos.method.cam import box_mask, peak
-from sos.study.attention import (edge_maps, joint_distance_mm, mean_position, random_maps, still_pictures, summary, summary_text,
+from sos.study.attention import (edge_maps, joint_distance_mm, mean_position, random_maps, still_pictures, summary, summary_text, untrained,
                                  windows)
 from sos.study.training import frame_boxes
 
@@ -112,14 +112,8 @@ def test_summary_is_the_mean_with_an_interval_around_it():
 
 
 def test_untrained_network_is_repeatable_and_leaves_torchs_generator_be():
-    from types import SimpleNamespace
-
-    from sos.stages import BASSED5
-    from sos.study.attention import untrained
-
-    run = SimpleNamespace(config=RunConfig(), scheme=BASSED5)
     before = torch.get_rng_state()
-    nets = [untrained(run, "cpu", seed) for seed in (0, 0, 1)]
+    nets = [untrained(RunConfig(), 5, "cpu", seed) for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before) and not nets[0].training
     first, again, other = (torch.cat([weight.flatten() for weight in net.parameters()]) for net in nets)
     assert torch.equal(first, again) and not torch.equal(first, other)

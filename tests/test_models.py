@@ -11,7 +11,7 @@ from sos.config import BACKBONES, RunConfig
 from sos.errors import ConfigError, RunError
 from sos.method.models import Head, build
 
-CHANNELS = {"resnet18_half": 256, "resnet18": 512, "resnet50": 2048, "efficientnet_b0": 1280, "convnext_tiny": 768}
+CHANNELS = {"resnet16_half": 256, "resnet18_half": 256, "resnet18": 512, "resnet50": 2048, "efficientnet_b0": 1280, "convnext_tiny": 768}
 
 
 def noise(*shape, seed=0):
@@ -70,6 +70,17 @@ def test_a_grey_image_is_answered_as_the_rgb_network_did(backbone):
 def test_half_resnet18_has_half_the_channels_and_about_a_quarter_of_the_weights():
     count = {name: sum(weight.numel() for weight in network(name).parameters()) for name in ("resnet18_half", "resnet18")}
     assert 0.24 < count["resnet18_half"] / count["resnet18"] < 0.26
+
+
+def test_resnet16_half_is_resnet18_half_without_its_last_block():
+    short, long = network("resnet16_half", 16), network("resnet18_half", 16, seed=1)
+    names = set(long.state_dict()) - set(short.state_dict())
+    assert names == {name for name in long.state_dict() if name.startswith("body.7.1.")}
+    short.load_state_dict({name: value for name, value in long.state_dict().items() if name not in names})
+    long.body[7] = long.body[7][:1]
+    x = noise(2, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(short(x), long(x))
 
 
 @pytest.mark.parametrize("stages", [4, 5])

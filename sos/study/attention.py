@@ -14,18 +14,18 @@ from ..cohort.cameras import MEAN, STD, camera, square_window, still_scene
 from ..cohort.manifest import Cohort
 from ..cohort.views import PixelStore, ViewLoader
 from ..config import RunConfig
-from ..method.cam import box_mask, explain, paste, peak
+from ..method.cam import box_mask, explain, peak
 from ..method.models import Look, StagingNet, build
 from .metrics import attention_metrics, interval, resamples
 from .runs import Run
-from .training import CAM_PX, Study, frame_boxes, localise
+from .training import Study, frame_boxes, localise, use_bf16
 
 CONTROLS = ("untrained network", "mean position", "edge filter", "random map")
 
 
-def pictures(store: PixelStore, rows, run: Run) -> torch.Tensor:
-    """(n, 1, s, s) grey values in [0, 1] of what the run's network sees of the images in `rows`, un-augmented: window or frame."""
-    return (ViewLoader(store, rows, run.config, training=False).views(np.asarray(rows))[0] * STD + MEAN).clamp(0, 1)
+def pictures(store: PixelStore, rows, config: RunConfig) -> torch.Tensor:
+    """(n, 1, s, s) grey values in [0, 1] of what a network of `config` sees of the images in `rows`, un-augmented: window or frame."""
+    return (ViewLoader(store, rows, config, training=False).views(np.asarray(rows))[0] * STD + MEAN).clamp(0, 1)
 
 
 def still_pictures(store: PixelStore, rows, size_px: int, window: torch.Tensor | None = None) -> torch.Tensor:
@@ -63,11 +63,11 @@ def look_with(study: Study, net: StagingNet, config: RunConfig, rows, target: to
     return Look(*map(torch.cat, zip(*looks, strict=True))), torch.cat(cams)
 
 
-def untrained(run: Run, device: str, seed: int = 0) -> StagingNet:
-    """A network like the run's that has learned nothing: its Grad-CAM shows what the architecture alone does (Adebayo et al. 2018)."""
+def untrained(config: RunConfig, stages: int, device: str, seed: int = 0) -> StagingNet:
+    """A network as `config` says that has learned nothing: its Grad-CAM shows what the architecture alone does (Adebayo et al. 2018)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build(run.config, len(run.scheme))
+        net = build(config, stages, bf16=use_bf16(config.precision, device))
     return net.to(device).eval()
 
 
@@ -90,7 +90,8 @@ def edge_maps(grey: torch.Tensor, grid: int) -> torch.Tensor:
     """
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     gradient = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), torch.stack([across, across.T])[:, None])  # (n, 2, s, s)
-    return F.adaptive_avg_pool2d(gradient.norm(dim=1, keepdim=True), grid)[:, 0]
+    size = gradient.square().sum(1, keepdim=True).sqrt()  # Tensor.norm over a short dimension is several times slower on a CPU
+    return F.adaptive_avg_pool2d(size, grid)[:, 0]
 
 
 def mean_position(store: PixelStore, rows, grid: int) -> torch.Tensor:
@@ -107,7 +108,7 @@ def localisation(study: Study, runs: dict[str, Run], split: str = "test", seed: 
     cohort, store = study.cohort, study.store
     rows = cohort.subset(split).index.to_numpy()
     boxes = frame_boxes(store, rows)
-    maps = {name: _maps(study, run, split) for name, run in runs.items()} | _control_maps(study, next(iter(runs.values())), split, seed)
+    maps = {name: _maps(study, run, split) for name, run in runs.items()} | _control_maps(study, _unlearned(next(iter(runs.values())).config), split, seed)
     names = cohort.table.loc[rows, ["patient_id", "image"]].reset_index(drop=True)
     tables = [names.assign(source=name, **localise(cam, boxes)) for name, cam in maps.items()]
     for table in tables:
@@ -122,14 +123,20 @@ def _maps(study: Study, run: Run, split: str) -> torch.Tensor:
     return look(study, run, study.cohort.subset(split).index.to_numpy())[1]
 
 
+def _unlearned(config: RunConfig) -> RunConfig:
+    """What the controls depend on: runs that differ in their training alone share them."""
+    names = ("backbone", "output_stride", "frame_px", "batch_size", "precision")
+    return RunConfig(role="baseline", **{name: getattr(config, name) for name in names})
+
+
 @lru_cache(maxsize=32)
-def _control_maps(study: Study, run: Run, split: str, seed: int) -> dict[str, torch.Tensor]:
+def _control_maps(study: Study, config: RunConfig, split: str, seed: int) -> dict[str, torch.Tensor]:
     cohort, store = study.cohort, study.store
     rows = cohort.subset(split).index.to_numpy()
-    blank = look_with(study, untrained(run, study.device, seed), run.config, rows)[1]
+    blank = look_with(study, untrained(config, len(cohort.scheme), study.device, seed), config, rows)[1]
     grid = blank.shape[-1]
     prior = mean_position(store, cohort.subset("train").index.to_numpy(), grid)
-    edges = torch.cat([edge_maps(pictures(store, part, run), grid) for part in np.array_split(rows, -(-len(rows) // 64))])
+    edges = torch.cat([edge_maps(pictures(store, part, config), grid) for part in np.array_split(rows, -(-len(rows) // 64))])
     return dict(zip(CONTROLS, (blank, prior.expand(len(rows), -1, -1), edges, random_maps(len(rows), grid, seed)), strict=True))
 
 
@@ -153,8 +160,8 @@ def joint_distances(study: Study, teacher: Run, table: pd.DataFrame) -> pd.DataF
     if "joint_mm" not in table:
         return pd.DataFrame(columns=columns)
     rows = image_rows(study.cohort, table["image"].unique())
-    placed = paste(look(study, teacher, rows)[1], windows(study.store, rows, teacher.config.window_scale), CAM_PX)
-    x, y = peak(placed, fine=2).numpy().T
+    spot = windows(study.store, rows, teacher.config.window_scale)  # (n, 4)
+    x, y = (spot[:, :2] + peak(look(study, teacher, rows)[1]) * (spot[:, 2:] - spot[:, :2])).numpy().T
     names = study.cohort.table.loc[rows, ["patient_id", "image"]]
     mine = names.assign(source="crop teacher", joint_mm=joint_distance_mm(study.cohort, study.store, rows, x, y))
     return pd.concat([mine, table])[columns].reset_index(drop=True)

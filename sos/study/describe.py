@@ -4,6 +4,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ..cohort.manifest import SPLITS, Cohort
 from ..cohort.views import PixelStore
@@ -53,17 +54,23 @@ def image_table(cohort: Cohort, store: PixelStore) -> pd.DataFrame:
     size_px = (store.sizes / store.scale[:, None]).round().astype(int)
     spacing_mm = store.spacing_mm * store.scale
     box = (store.boxes[:, 2:] - store.boxes[:, :2]).max(1)
+    below = _grey_counts(store).cumsum(1)
+    median = (below * 2 < below[:, -1:]).sum(1) / 255  # the smallest grey value that half of the pixels do not exceed
     table = pd.DataFrame({"width_px": size_px[:, 1], "height_px": size_px[:, 0], "spacing_mm": spacing_mm, "field_mm": spacing_mm * size_px.max(1),
-                          "median_grey": [float(np.median(store.pixels[i, :h, :w])) / 255 for i, (h, w) in enumerate(store.sizes)],
+                          "median_grey": median,
                           "box_share": box / store.sizes[:, 1]})
     return table.assign(device=cohort.table["device"]) if "device" in cohort.table else table
 
 
 def grey_histograms(store: PixelStore, bins: int = 64) -> np.ndarray:
     """(n, bins) share of each image's pixels in equal bins of grey from 0 to 1."""
-    counts = [np.bincount(store.pixels[i, :h, :w].ravel(), minlength=256) for i, (h, w) in enumerate(store.sizes)]
-    grouped = np.stack(counts).reshape(len(counts), bins, 256 // bins).sum(2)
+    grouped = _grey_counts(store).reshape(-1, bins, 256 // bins).sum(2)
     return grouped / grouped.sum(1, keepdims=True)
+
+
+def _grey_counts(store: PixelStore) -> np.ndarray:
+    """(n, 256) how many pixels of each image have each grey value."""
+    return np.array([Image.fromarray(np.ascontiguousarray(store.pixels[i, :h, :w])).histogram() for i, (h, w) in enumerate(store.sizes)])
 
 
 def source_windows(cohort: Cohort, most: int = 60) -> pd.DataFrame:

@@ -343,7 +343,7 @@ def error_gallery(study: Study, run: Run, n: int = 8) -> Figure:
     fig = plt.figure(figsize=(PAGE, 2.75 * lines + 0.4))
     grid = fig.add_gridspec(2 * lines, columns, height_ratios=[3, 1] * lines)
     rows = image_rows(study.cohort, shown["image"])
-    seen = pictures(study.store, rows, run)[:, 0].numpy()
+    seen = pictures(study.store, rows, run.config)[:, 0].numpy()
     colours = stage_colours(scheme)
     for i, (_, case) in enumerate(shown.iterrows()):
         ax = fig.add_subplot(grid[2 * (i // columns), i % columns])
