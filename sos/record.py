@@ -12,7 +12,7 @@ from pathlib import Path
 from . import config
 from .errors import CohortError, RunError
 
-RUN_FILES = ("config.json", "predictions.csv", "weights.safetensors")  # of a trained run: what later steps depend on
+RUN_FILES = ("config.json", "predictions.csv", "mirrored.csv", "weights.safetensors")  # of a trained run: what later steps depend on
 
 
 def manifest_fingerprint(path: Path) -> str:
@@ -84,14 +84,21 @@ class Record:
         return ""
 
     def begin(self, name: str) -> None:
-        self.steps[name] = {"inputs": {}, "outputs": {}}
+        self.steps[name] = {"inputs": {}, "outputs": {}, "spent_s": self.steps.get(name, {}).get("spent_s", 0.0)}
         self.save()
+
+    def pause(self, name: str, elapsed_s: float) -> None:
+        """Note the time of an attempt that came to no end; the step's time will count it."""
+        if name in self.steps and not self.steps[name]["inputs"]:
+            self.steps[name]["spent_s"] += elapsed_s
+            self.save()
 
     def finish(self, name: str, inputs: dict, files, elapsed_s: float) -> None:
         outputs = {os.path.relpath(path, self.root): stamp(path) for path in sorted(files)}
         for other in self.steps.values():  # a file belongs to the step that wrote it last
             other["outputs"] = {file: known for file, known in other["outputs"].items() if file not in outputs}
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        elapsed_s += self.steps.get(name, {}).get("spent_s", 0.0)
         self.steps[name] = {"inputs": inputs, "outputs": outputs, "elapsed_s": round(elapsed_s, 1), "finished": when}
         self.save()
 
@@ -110,6 +117,16 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".part.{path.name}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def show_in_readme(mark: str, text: str) -> None:
+    """Put `text` between the README's two comments `mark` and `/mark`; a README without them is left as it is."""
+    readme = config.home() / "README.md"
+    old = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    before, begin, rest = old.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    if end and (new := before + begin + text + end + after) != old:
+        write_whole(readme, new)
 
 
 @contextmanager

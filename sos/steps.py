@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import config
 from .errors import CohortError, ConfigError, RunError, SOSError
-from .record import Record, manifest_fingerprint, only_one, write_whole
+from .record import Record, manifest_fingerprint, only_one, show_in_readme, write_whole
 
 PACKAGE = Path(__file__).resolve().parent
 ROOMS_OF_NO_RESULT = ("cli.py", "steps.py", "record.py", "__main__.py")  # changing these changes no result
@@ -209,10 +209,19 @@ class Road:
                 try:
                     files = self.do(name, record)
                 except BaseException as error:
+                    record.pause(name, time.monotonic() - start)
                     print("failed" if isinstance(error, SOSError) else "stopped")  # ends the step's line; the caller tells why
                     raise
                 record.finish(name, inputs, files, time.monotonic() - start)
                 print(spoken(time.monotonic() - start))
+            if not self.own and not only and set(record.steps) == {"cohort", *self.notebooks}:
+                show_in_readme(f"times:{self.profile.name}", self.times(record))
+
+    def times(self, record: Record) -> str:
+        """How long each step took when it was last carried out, attempts that were stopped included, as Markdown."""
+        took = {name.replace("_", " "): record.steps[name]["elapsed_s"] for name in ("cohort", *self.notebooks)}
+        rows = [f"| {name} | {spoken(seconds)} |" for name, seconds in {**took, "all": sum(took.values())}.items()]
+        return "\n".join([f"| step, profile `{self.profile.name}` | time |", "|---|---|", *rows]) + "\n"
 
     def where(self) -> str:
         """Where everything lies, for the last lines of a run."""

@@ -268,6 +268,20 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def test_times_stand_in_the_readme_and_count_attempts_that_were_stopped(house):
+    readme = house.home / "README.md"
+    readme.write_text("before\n<!-- times:tiny -->\nold\n<!-- /times:tiny -->\nafter\n")
+    house.notebook("01_look", "import time; time.sleep(1.5); raise ValueError('not today')")
+    assert house.walk() == 1 and "old" in readme.read_text()  # not whole yet
+    house.notebook("01_look")
+    assert house.walk() == 0
+    table = readme.read_text()
+    assert table.startswith("before\n<!-- times:tiny -->\n| step, profile `tiny` | time |") and table.endswith("<!-- /times:tiny -->\nafter\n")
+    steps_s = json.loads((house.root / "steps.json").read_text())["steps"]
+    assert f"| 01 look | {steps.spoken(steps_s['01_look']['elapsed_s'])} |" in table
+    assert steps_s["01_look"]["elapsed_s"] > 1.5  # the failed attempt slept that long
+
+
 def test_second_process_waits_its_turn_and_kill_9_loses_nothing_done(house, capsys):
     house.train("01_teach", "teacher-1")
     house.notebook("02_learn", "(home / 'inside').touch()\nimport time\nwhile not (home / 'go').exists(): time.sleep(0.05)")

@@ -38,8 +38,8 @@ def predictions(cohort, wrong: int, pointed: float | None = None) -> pd.DataFram
     return table
 
 
-def write_run(study, config, table, weights=False):
-    """A finished run of `config` with those predictions, as training would have left it."""
+def write_run(study, config, table, weights=False, mirrored=None):
+    """A finished run of `config` with those predictions, for mirrored images the same unless given, as training would have left it."""
     teacher = None
     if config.role == "student":
         teacher = run_name(study.profile.run("teacher", config.seed), study.store.digest, study.profile.scheme)
@@ -47,6 +47,7 @@ def write_run(study, config, table, weights=False):
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     table.to_csv(path / "predictions.csv", index=False)
+    (table if mirrored is None else mirrored).query("split == 'test'").to_csv(path / "mirrored.csv", index=False)
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "valid_loss": [2.0, 1.5], "valid_accuracy": [0.2, 0.4]})
     if config.role == "student":
         history = history.assign(L_cls=[1.6, 1.2], L_dist=[0.4, 0.1], L_attn=[5.0, 2.0])
@@ -89,6 +90,22 @@ def finished(study):
 
 def held_out(study) -> int:
     return int((study.cohort.table["split"] == "test").sum())
+
+
+def test_mirror_table_holds_what_each_model_loses_on_mirrored_images(finished):
+    n = held_out(finished)
+    for seed, wrong in ((0, 3), (1, 5)):  # of mirrored images; as they are, 1 of them in both seeds
+        config = finished.profile.run("student", seed)
+        write_run(finished, config, predictions(finished.cohort, 1, 1.0), mirrored=predictions(finished.cohort, wrong, 0.0))
+    data = tables.mirror(results.Results(finished)).data.set_index(["model", "metric", "quantity"])["value"]
+    assert data["student", "accuracy", "mirrored"] == pytest.approx(1 - 4 / n)
+    assert data["student", "accuracy", "mirrored - as they are"] == pytest.approx(-3 / n)
+    assert data["student", "pointing", "mirrored - as they are"] == pytest.approx(-1)
+    assert data["baseline", "accuracy", "mirrored - as they are"] == 0 and ("teacher", "pointing", "mirrored") not in data
+
+
+def test_mirror_table_without_runs_says_so(study):
+    assert (tables.mirror(results.Results(study)).shown.drop(columns="model").isin([results.NOT_YET, ""])).all(axis=None)
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

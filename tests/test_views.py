@@ -125,6 +125,14 @@ def test_a_mirror_turns_the_frame_left_to_right_and_the_box_with_it(flip):
     assert torch.allclose(scene.box_to_frame(boxes), box, atol=1e-6)
 
 
+def test_a_still_mirrored_scene_is_the_still_picture_read_from_right_to_left():
+    native, sizes = torch.rand(1, 1, 60, 100, generator=generator()), torch.tensor([[60, 100]])
+    plain, turned = still_scene(sizes), still_scene(sizes, mirrored=True)
+    assert torch.allclose(camera(native, turned, 50), camera(native, plain, 50).flip(3), atol=1e-5)
+    box, other = plain.box_to_frame(torch.tensor([[10.0, 20, 40, 50]])), turned.box_to_frame(torch.tensor([[10.0, 20, 40, 50]]))
+    assert torch.allclose(other, torch.stack([1 - box[:, 2], box[:, 1], 1 - box[:, 0], box[:, 3]], 1))
+
+
 def test_square_window_keeps_the_centre_and_takes_the_longer_side():
     found = square_window(torch.tensor([[0.2, 0.3, 0.6, 0.5], [0.1, 0.1, 0.2, 0.5]]), 1.5)
     assert torch.allclose(found, torch.tensor([[0.1, 0.1, 0.7, 0.7], [-0.15, 0.0, 0.45, 0.6]]), atol=1e-6)

@@ -56,11 +56,11 @@ class Scene:
         return torch.cat([centre - half, centre + half], 1)
 
 
-def still_scene(sizes: torch.Tensor) -> Scene:
-    """The whole image (b, 2: height, width), upright and centred: what is seen in validation and in use."""
+def still_scene(sizes: torch.Tensor, mirrored: bool = False) -> Scene:
+    """The whole image (b, 2: height, width), upright and centred: what is seen in validation and in use. mirrored: left and right exchanged."""
     sizes = sizes.float()
-    side = sizes.amax(1)
-    return Scene(torch.eye(2, device=sizes.device) * side[:, None, None], sizes.flip(1) / 2)
+    axes = torch.diag(sizes.new_tensor([-1.0 if mirrored else 1.0, 1.0]))
+    return Scene(axes * sizes.amax(1)[:, None, None], sizes.flip(1) / 2)
 
 
 def random_scene(sizes: torch.Tensor, config: RunConfig, generator: torch.Generator) -> Scene:

@@ -118,8 +118,8 @@ class ViewLoader(DataLoader):
     def create_batch(self, items):
         return self.views(np.asarray(items))
 
-    def views(self, rows: np.ndarray):
-        """The batch of the images in `rows`."""
+    def views(self, rows: np.ndarray, mirrored: bool = False):
+        """The batch of the images in `rows`; outside of training as they are, or `mirrored`."""
         store, config = self.store, self.config
         native = torch.from_numpy(np.ascontiguousarray(store.native(rows))).to(self.device)[:, None].float()
         sizes = torch.from_numpy(store.sizes[rows]).to(self.device)
@@ -130,7 +130,7 @@ class ViewLoader(DataLoader):
             light = Light.random(len(rows), config, self.generator, self.device)
             finish = lambda picture: normalise(light.shine(picture / 255, self.generator))  # noqa: E731
         else:
-            scene, finish = still_scene(sizes), lambda picture: normalise(picture / 255)
+            scene, finish = still_scene(sizes, mirrored), lambda picture: normalise(picture / 255)
         window = square_window(scene.box_to_frame(boxes), self.window_scale)
         if config.role == "teacher":
             return finish(camera(native, scene, self.window_px, window)), target

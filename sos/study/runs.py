@@ -1,8 +1,8 @@
 """Runs on disk. A run is a folder named by its role and the hash of its resolved configuration, its data and the code that trained it.
 
 It is written under a temporary name and renamed when whole: a folder with a run's name is a finished run. It holds `config.json`,
-`metrics.json`, `predictions.csv` (one row a held-out image), `history.csv` (one row an epoch), `environment.json`, and `weights.safetensors`
-where the run was asked to keep its weights.
+`metrics.json`, `predictions.csv` (one row a held-out image), `mirrored.csv` (the test images once more, left and right exchanged),
+`history.csv` (one row an epoch), `environment.json`, and `weights.safetensors` where the run was asked to keep its weights.
 """
 
 import json
@@ -58,7 +58,15 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row a held-out image (valid and test): identity, stage, probabilities, and where the network looked."""
-        return pd.read_csv(self.path / "predictions.csv", dtype={"patient_id": str, "image": str})
+        return self._table("predictions")
+
+    @cached_property
+    def mirrored(self) -> pd.DataFrame:
+        """Predictions for the mirrored images of the test split."""
+        return self._table("mirrored")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.path / f"{name}.csv", dtype={"patient_id": str, "image": str})
 
     @property
     def test(self) -> pd.DataFrame:

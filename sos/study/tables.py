@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..config import get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
+from ..record import show_in_readme
 from . import attention
 from .grid import has_cohort
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, Results, Table, closed, holm, p_value, sample,
@@ -176,6 +177,25 @@ def controls(results: Results) -> dict[str, dict[str, np.ndarray]]:
     return {name: sample(maps[maps["source"] == name], results.profile.bootstrap) for name in attention.CONTROLS}
 
 
+def mirror(results: Results) -> Table:
+    """Each model on the held-out images and on their mirror images: whether it matters which way a head faces."""
+    numbers, shown = [], {}
+    for role, runs in results.roles().items():
+        row = shown[ROLE_NAMES[role]] = {}
+        for metric in ("accuracy", "kappa", "pointing") if role != "teacher" else ("accuracy", "kappa"):
+            as_is, turned = (results.mean(runs, metric, mirrored) for mirrored in (False, True)) if runs else (None, None)
+            known = summarise(turned) if runs else {}
+            change = summarise(turned - as_is) | {"p": p_value(turned - as_is)} if runs else {}
+            numbers += [{"model": role, "metric": metric, "quantity": "mirrored", **known},
+                        {"model": role, "metric": metric, "quantity": "mirrored - as they are", **change}]
+            row[f"{METRIC_NAMES[metric]}, mirrored"] = written(known, metric)
+            row[f"{METRIC_NAMES[metric]}, change"] = written(change, metric, signed=True)
+    data = pd.DataFrame(numbers)
+    flip = results.profile.student.flip
+    notes = (_who(results) + f" Training mirrored an image with a probability of {flip:g}; change: mirrored against as they are, paired.",)
+    return Table("mirror", "Mirror images of the held-out images", data, _rows(shown, "model").fillna(""), notes)
+
+
 def cohort(results: Results) -> Table:
     """Who is in the cohort, stage by stage."""
     title = "The cohort"
@@ -220,7 +240,7 @@ def machine(results: Results) -> Table:
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
 
-TABLES = (headline, comparisons, localisation, ablation, effects, cohort, machine)
+TABLES = (headline, comparisons, localisation, mirror, ablation, effects, cohort, machine)
 
 
 def findings(results: Results) -> list[str]:
@@ -285,19 +305,9 @@ def publish(profile: str) -> list[Path]:
     (part / "machine.json").write_text(json.dumps(machine_summary(Results(Study(profile))), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
-    show_in_readme(profile, target / "headline.md", target / "comparisons.md")
+    shown = [target / f"{name}.md" for name in ("headline", "comparisons", "mirror")]
+    show_in_readme(f"results:{profile}", "\n".join(table.read_text(encoding="utf-8") for table in shown if table.is_file()))
     return sorted(target.iterdir())
-
-
-def show_in_readme(profile: str, *tables: Path) -> None:
-    """Put published tables between the README's two marks for `profile`; a README without them is left as it is."""
-    readme = home() / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, begin, rest = text.partition(f"<!-- results:{profile} -->\n")
-    _, end, after = rest.partition(f"<!-- /results:{profile} -->")
-    if end:
-        shown = "\n".join(table.read_text(encoding="utf-8") for table in tables if table.is_file())
-        readme.write_text(before + begin + shown + end + after, encoding="utf-8")
 
 
 def machine_summary(results: Results) -> dict:

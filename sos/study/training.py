@@ -91,11 +91,12 @@ class Study:
         held_out = self.cohort.table.index[self.cohort.table["split"] != "train"].to_numpy()
         predictions = evaluate(net, self.store, self.cohort, held_out, config, self.device)
         test = predictions[predictions["split"] == "test"]
+        mirrored = evaluate(net, self.store, self.cohort, self.cohort.subset("test").index.to_numpy(), config, self.device, mirrored=True)
         record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
                   "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
         environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}
-        predictions.to_csv(work / "predictions.csv", index=False, float_format="%.6g")
-        history.to_csv(work / "history.csv", index=False, float_format="%.6g")
+        for name, table in (("predictions", predictions), ("mirrored", mirrored), ("history", history)):
+            table.to_csv(work / f"{name}.csv", index=False, float_format="%.6g")
         for name, value in (("metrics", measure(test, self.profile.bootstrap)), ("environment", environment), ("config", record)):
             (work / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
         if keep_weights:
@@ -211,8 +212,9 @@ class Checkpoints(Callback):
 
 
 @torch.no_grad()
-def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarray, config: RunConfig, device: str = "cpu") -> pd.DataFrame:
-    """Predictions for the images in `rows`, seen still and whole: one row an image.
+def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarray, config: RunConfig, device: str = "cpu",
+             mirrored: bool = False) -> pd.DataFrame:
+    """Predictions for the images in `rows`, seen still and whole, or `mirrored`: one row an image.
 
     Columns: patient_id, image, split, stage, target, p1…pk, decided (a stage's label); for full-image networks also peak_x, peak_y (of the
     Grad-CAM of the decided stage, in [0, 1] of the frame), pointing (peak inside the expert's box), energy (share of the map inside it) and
@@ -221,7 +223,7 @@ def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarra
     loader = ViewLoader(store, rows, config, training=False, device=device)
     looks, cams = [], []
     for i in range(0, len(rows), loader.bs):
-        look, cam = explain(net, loader.views(np.asarray(rows[i:i + loader.bs]))[0])
+        look, cam = explain(net, loader.views(np.asarray(rows[i:i + loader.bs]), mirrored)[0])
         looks.append(look.logits.cpu())
         cams.append(cam.cpu())
     table = cohort.table.loc[rows, ["patient_id", "image", "split", "stage", "target"]].reset_index(drop=True)
@@ -231,12 +233,12 @@ def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarra
     table["decided"] = np.array(cohort.scheme.labels)[probabilities.argmax(1)]
     if config.role == "teacher":
         return table
-    return table.assign(**localise(torch.cat(cams), frame_boxes(store, rows)))
+    return table.assign(**localise(torch.cat(cams), frame_boxes(store, rows, mirrored)))
 
 
-def frame_boxes(store: PixelStore, rows: np.ndarray) -> torch.Tensor:
+def frame_boxes(store: PixelStore, rows: np.ndarray, mirrored: bool = False) -> torch.Tensor:
     """(n, 4) expert boxes of still frames, in [0, 1]."""
-    return still_scene(torch.from_numpy(store.sizes[rows])).box_to_frame(torch.from_numpy(store.boxes[rows]))
+    return still_scene(torch.from_numpy(store.sizes[rows]), mirrored).box_to_frame(torch.from_numpy(store.boxes[rows]))
 
 
 def localise(cams: torch.Tensor, boxes: torch.Tensor) -> dict[str, np.ndarray]:
