@@ -135,6 +135,16 @@ def test_a_changed_setting_is_another_run_and_an_idle_one_is_not(study, monkeypa
     assert asked[0] == asked[1] != asked[2]
 
 
+def test_weight_decay_shrinks_kernels_and_leaves_biases_and_norms(study, tmp_path):
+    """At a learning rate near 0 nothing is learned, but lr · decay shrinks what decays: here by a tenth in all."""
+    config = study.profile.run("baseline").with_(epochs=1, lr=1e-9, weight_decay=0.0)
+    still, _, _ = fit(config, study.store, study.cohort, tmp_path / "a.pt", None, "cpu")
+    shrunk, _, _ = fit(config.with_(weight_decay=1e8), study.store, study.cohort, tmp_path / "b.pt", None, "cpu")
+    for (name, before), after in zip(still.named_parameters(), shrunk.parameters(), strict=True):
+        ratio = float(after.detach().norm() / before.detach().norm().clamp_min(1e-12))
+        assert ratio < 0.95 if before.ndim > 1 else torch.allclose(after, before, atol=1e-6), name
+
+
 def test_a_run_without_weights_is_trained_again_only_where_they_are_wanted(study):
     config = study.profile.run("baseline").with_(epochs=1)
     bare = study.obtain(config, keep_weights=False)
