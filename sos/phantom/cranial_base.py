@@ -115,7 +115,7 @@ def paint_joint(canvas: Canvas, base: Base, person: Person, rng, off_mm: float, 
     """The synchondrosis in its state of fusion; returns the polygon of its strip in mm."""
     fusion, path = person.fusion, base.joint
     inside = (_U > 0.03) & (_U < 0.97)
-    clear = CLARITY * max(0.4, 1 - 0.035 * off_mm**2)
+    clear = CLARITY * person.clarity * max(0.4, 1 - 0.035 * off_mm**2)
     flare = 1 + 0.3 * np.abs(2 * _U - 1) ** 3
     gap = fusion.gap_mm * flare * np.exp(0.2 * waver(rng, len(_U), 2.5))
     gristle_hu = spongy_hu - clear * (spongy_hu - CARTILAGE - rng.uniform(-25, 25))
