@@ -12,6 +12,7 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -170,10 +171,9 @@ def write_cohort(out, patients: int, seed: int, workers: int | None = None, prog
     """
     if patients < 1 or seed < 0:
         raise CohortError(f"a virtual cohort needs patients >= 1 and seed >= 0, not {patients} and {seed}")
-    how_hard, out = Difficulty(difficulty), Path(out)
+    how_hard, out, ours = Difficulty(difficulty), Path(out), recipe(patients, seed, difficulty)
     manifest, card = out / "manifest.csv", out / "cohort.json"
-    ours = recipe(patients, seed, difficulty)
-    if manifest.is_file() and card.is_file() and json.loads(card.read_text()) == ours:
+    if holds(out, ours):
         return manifest
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
@@ -202,6 +202,13 @@ def recipe(patients: int, seed: int, difficulty: float = 1.0) -> dict:
     return {"kind": "virtual", "patients": int(patients), "seed": int(seed), "difficulty": float(difficulty), "fingerprint": fingerprint()}
 
 
+def holds(out: Path, ours: dict) -> bool:
+    """Whether the folder `out` holds the whole cohort of the recipe `ours`."""
+    card = out / "cohort.json"
+    return (out / "manifest.csv").is_file() and card.is_file() and json.loads(card.read_text()) == ours
+
+
+@cache
 def fingerprint() -> str:
     """Short hash of the code that draws, so that a changed phantom makes a new cohort."""
     return source_digest(Path(__file__).parent)[:16]
