@@ -124,13 +124,13 @@ def ages(cohort: Cohort) -> Figure:
         of_phase = pd.Series(range(len(scheme)), index=scheme.labels).groupby(phases(scheme)).mean()  # between its stages where it has two
         inward = np.where(of_phase % 1 > 0, 0.25, 1) * shift
         ax.plot(of_phase + inward, [published_mean_age(phase, sex) for phase in of_phase.index], "D", color=SEX_COLOURS[sex], mec="black", mew=0.7,
-                ms=4, zorder=4, ls="none", label=None if shift < 0 or of_phase.empty else "published mean, 741 CBCT")
+                ms=4, zorder=4, ls="none", label=None if shift < 0 or of_phase.empty else "published mean")
     counts = table.groupby(["stage", "sex"]).size()
     ticks = [[f"{label}", *(f"{sex} {counts.get((label, sex), 0)}" for sex in SEX_COLOURS)] for label in scheme.labels]
     ax.set_xticks(range(len(scheme)), map("\n".join, ticks))
     ax.set(xlabel="stage, and n", ylabel="age (years)", title="age by stage")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="upper left", borderaxespad=0)
+    ax.legend(loc="upper left", borderaxespad=0, handlelength=1.4)
     first, last = (int(np.floor(table["age_y"].min())), int(np.ceil(table["age_y"].max()))) if len(table) else (0, 1)
     step = max(1, round((last - first) / 12))
     edges = np.arange(first, last + step + 1e-9, step)
