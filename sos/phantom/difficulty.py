@@ -2,9 +2,9 @@
 
 | difficulty | readers' noise and bias | scanner's noise and rings | contrast of joint and scar against the bone |
 |---|---|---|---|
-| 0, a textbook picture | none: every reader sees the true state | none | 1.41 times the standard |
+| 0, a textbook picture | none: every reader sees the true state | none | one and a half times the standard |
 | 1, the standard cohort | as in `population` | as in the presets of `scanner` | as in `cranial_base` |
-| 2, hard | twice | twice | 0.71 times the standard |
+| 2, hard | twice | twice | half the standard |
 
 Who the people are, their heads, poses and the draws of all noise do not depend on it: the same seed and index at another difficulty is the
 same person in the same scanner, only easier or harder to read. The laws are our choice: simple, monotone, and 1 at the standard cohort.
@@ -33,8 +33,8 @@ class Difficulty:
 
     @property
     def clarity(self) -> float:
-        """Factor on the contrast of joint and scar against the bone round them: halved by two steps of difficulty, never 0."""
-        return 2.0 ** ((1 - self.value) / 2)
+        """Factor on the contrast of joint and scar against the bone round them: 1.5, 1, 0.5 at 0, 1, 2, and never 0."""
+        return 3 / (2 + self.value**2)
 
     @property
     def mark(self) -> str:

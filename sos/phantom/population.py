@@ -10,7 +10,7 @@ time.
 
 Raters see the state with noise of their own; the label is their consensus. Their noise puts unweighted pairwise kappa into the
 published range (0.7 to 0.91; Hisham et al. 2018 give 0.81 between and 0.79 to 0.91 within observers), which leaves a ceiling
-below 1 for any model.
+below 1 for any model. It grows with `difficulty`.
 """
 
 from dataclasses import dataclass

@@ -200,10 +200,12 @@ def temperature_curve(table: Table, main_temperature: float) -> Figure:
 @journal
 def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4), size_px: int = 320) -> Figure:
     """Accuracy of the three models and of the readers by difficulty, with 95 % intervals; below, the same patients' crops at each. table:
-    `tables.by_difficulty`; labels: of the patients shown, each of median age in its stage at difficulty 1 and not chosen by result."""
+    `tables.by_difficulty`; labels: stages of the patients shown, each of median age in its stage, not chosen by result."""
     levels, data = study.profile.difficulties, table.data
-    fig = plt.figure(figsize=(PAGE, 2.5 + len(labels) * PAGE / (len(levels) + 1) + 0.35))
-    above, below = fig.subfigures(2, 1, height_ratios=[2.5, len(labels) * PAGE / (len(levels) + 1)])
+    crops_high = len(labels) * PAGE / (len(levels) + 0.4)
+    fig = plt.figure(figsize=(PAGE, 2.9 + crops_high))
+    above, below = fig.subfigures(2, 1, height_ratios=[2.5, crops_high + 0.2])
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     axis = above.subplots()
     for role in MODELS:
         rows = data[data["who"] == ROLE_NAMES[role]].reindex(columns=["difficulty", "value", "low", "high"]).dropna()
