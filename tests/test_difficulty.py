@@ -62,7 +62,8 @@ def test_the_people_are_the_same_at_each_difficulty_and_never_in_training(tested
     cohorts = [difficulty.drawn(tested, level).table for level in LEVELS]
     for table in cohorts:
         assert len(table) == 10 and (table["split"] == "test").all() and (table["cohort_kind"] == "virtual").all()
-        assert (table[["age_y", "sex", "stage_true", "x0", "y1", "joint_x"]] == cohorts[0][["age_y", "sex", "stage_true", "x0", "y1", "joint_x"]]).all(axis=None)
+        same = ["age_y", "sex", "stage_true", "x0", "y1", "joint_x", "device"]
+        assert (table[same] == cohorts[0][same]).all(axis=None)
         assert not set(table["maturity_y"]) & set(tested.cohort.table["maturity_y"])
     assert len(set(pd.concat([tested.cohort.table, *cohorts])["patient_id"])) == 16 + 3 * 10
 
@@ -145,6 +146,10 @@ def test_the_figure_shows_the_table_and_the_same_patients_at_each_difficulty(tes
         assert container.lines[0].get_ydata() == pytest.approx(100 * data.loc[name, "value"].to_numpy())
     assert {container.get_label() for container in figure.axes[0].containers} == set(ROLE_NAMES.values())
     assert sum(bool(ax.images) for ax in figure.axes) == 2 * len(LEVELS)
+    width, height = figure.canvas.get_width_height()
+    for text in figure.findobj(matplotlib.text.Text):
+        box = text.get_window_extent()
+        assert not text.get_text() or (box.x0 >= -2 and box.y0 >= -2 and box.x1 <= width + 2 and box.y1 <= height + 2), text.get_text()
     assert "10 virtual patients" in figure.get_suptitle().replace("\n", " ") and "difficulty 2" in texts(figure)
 
 
@@ -157,8 +162,8 @@ def test_for_ones_own_cohort_there_is_nothing_to_draw(empty, tiny_cohort, tmp_pa
     difficulty.stage_all(results)
     assert not list(own.folder.glob("difficulty*"))
     table = tables.by_difficulty(results)
-    assert table.data.empty and len(table.shown) == 1 and "not known" in table.shown.iloc[0, 0]
-    assert "not known" in tables.difficulty_findings(table)[0]
+    assert table.data.empty and len(table.shown) == 1 and "not for a cohort given by its manifest" in table.shown.iloc[0, 0]
+    assert "not for a cohort given by its manifest" in tables.difficulty_findings(table)[0]
 
 
 def test_the_headline_tells_the_ceiling_of_a_virtual_cohort_only(tested):

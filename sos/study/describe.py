@@ -218,7 +218,8 @@ def ceiling(cohort: Cohort, bootstrap: int = 2000) -> pd.DataFrame:
 def ceiling_text(table: pd.DataFrame) -> pd.DataFrame:
     """A ceiling as `value (low to high)`, one row a reading."""
     shown = pd.DataFrame({"n": table["n"]}) if len(table) else pd.DataFrame()
-    for metric, title, scale, digits in (("accuracy", "accuracy %", 100, 1), ("kappa", "weighted kappa", 1, 3), ("within_one", "within one stage %", 100, 1)):
+    for metric, title, scale, digits in (("accuracy", "accuracy %", 100, 1), ("kappa", "weighted kappa", 1, 3),
+                                         ("within_one", "within one stage %", 100, 1)):
         if metric in table:
             ends = (scale * table[[metric, f"{metric}_low", f"{metric}_high"]]).to_numpy()
             shown[title] = [f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for value, low, high in ends]

@@ -1,8 +1,8 @@
 """The trained networks on easier and harder patients: fresh virtual people, the same at each difficulty, on whom nothing was trained.
 
 Images lie in `runs/<profile>/difficulty-<d>/`, drawn once, and beside them the predictions of each run. A file's name holds all that it
-depends on, so that what another version of the phantom drew is never read. Only for the profile's own virtual cohort: what difficulty
-one's own patients have is not known.
+depends on, so that what another version of the phantom drew is never read. Only for networks that learned from the profile's own virtual
+cohort: how hard the patients of a manifest are is not known.
 """
 
 import os

@@ -233,8 +233,8 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
     for ax, row in zip(pictures[:, 0], rows, strict=True):
         ax.set_ylabel(f"true stage {cohort.table.loc[row, 'stage_true']}")
     _letters([axis, pictures[0, 0]])
-    _caption(fig, f"Networks trained at difficulty 1, tested on n = {people(True, study.profile.difficulty_patients)} whom they have never seen, the same "
-                  "people at each difficulty; 95 % intervals")
+    _caption(fig, f"Networks trained at difficulty 1, tested on n = {people(True, study.profile.difficulty_patients)} whom they have never "
+                  "seen, the same people at each difficulty; 95 % intervals")
     return fig
 
 

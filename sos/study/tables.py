@@ -48,10 +48,13 @@ def headline(results: Results) -> Table:
 
 def _ceiling_note(results: Results) -> list[str]:
     """What the true state of the joint reaches against the labels of the held-out images; nothing where it is not known."""
-    if not has_cohort(results.study) or not results.study.cohort.virtual or "stage_true" not in results.study.cohort.table:
+    if not has_cohort(results.study):
         return []
     cohort = results.study.cohort
-    top = ceiling(replace(cohort, table=cohort.subset("test")), results.profile.bootstrap).iloc[0]
+    held_out = cohort.subset("test")
+    if not cohort.virtual or "stage_true" not in held_out or held_out.empty:
+        return []
+    top = ceiling(replace(cohort, table=held_out), results.profile.bootstrap).iloc[0]
     known = {key: top[f"accuracy{end}"] for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
     return [f"Ceiling: the readers' noise is in the labels. The true state of each joint, read without noise, agrees with them in "
             f"{written(known, 'accuracy')} % of the held-out images; no model can be expected above that."]
@@ -193,7 +196,7 @@ def by_difficulty(results: Results) -> Table:
     """Accuracy of the three models on fresh virtual patients, the same people at each difficulty, beside what the label lets anyone reach."""
     title, study = "Easier and harder patients", results.study
     if not difficulty.applies(study):
-        why = "only for the profile's own virtual cohort: the difficulty of one's own patients is not known"
+        why = "only for networks that learned from the profile's own virtual cohort, not for a cohort given by its manifest"
         return Table("difficulty", title, pd.DataFrame({"difficulty": []}), pd.DataFrame({"difficulty": [why]}))
     sampled = {role: {level: _tested(results, role, level) for level in study.profile.difficulties} for role in results.roles()}
     numbers, shown = [], {}
@@ -207,14 +210,16 @@ def by_difficulty(results: Results) -> Table:
             numbers.append({"difficulty": level, "who": ROLE_NAMES[role], **known, **{f"against_1_{key}": value for key, value in change.items()}})
         people = difficulty.drawn(study, level)
         top = ceiling(people, results.profile.bootstrap) if people else pd.DataFrame()
-        for name, rows in (("true state", top[:1]), ("one reader", top[1:])):
-            known = {key: rows[f"accuracy{end}"].mean() for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))} if len(top) else {}
+        for name, rows in (("true state", top[:1]), ("one reader", top[1:])):  # rows: the truth, then each reader
+            known = {key: rows[f"accuracy{end}"].mean() for key, end in (("value", ""), ("low", "_low"), ("high", "_high")) if len(rows)}
             row[name] = written(known, "accuracy")
             numbers.append({"difficulty": level, "who": name, **known})
-    notes = (f"Accuracy, % (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples) of the networks trained at difficulty 1, on "
-             f"{study.profile.difficulty_patients} fresh virtual patients, the same people at each difficulty; mean over seeds where there are several.",
-             "Difficulty scales the noise of readers and scanner and takes contrast from the joint. True state: the joint's state read without noise, "
-             "against the label. One reader: against the other two where these agree, mean over the readers and of the ends of their intervals.")
+    notes = (f"Accuracy, % (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples) of the networks trained at "
+             f"difficulty 1, on {study.profile.difficulty_patients} fresh virtual patients, the same people at each difficulty; mean over seeds "
+             "where there are several.",
+             "Difficulty scales the noise of readers and scanner and takes contrast from the joint. True state: the joint's state read without "
+             "noise, against the label. One reader: against the other two where these agree, mean over the readers and of the ends of their "
+             "intervals.")
     return Table("difficulty", title, pd.DataFrame(numbers), _rows(shown, "difficulty"), notes)
 
 
