@@ -146,6 +146,8 @@ class Profile:
     ablation_seeds: tuple[int, ...] = (0,)
     temperatures: tuple[float, ...] = (1.0, 3.0, 8.0)
     without_labels: bool = True  # whether the ablation holds the subsets without L_cls too
+    difficulties: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)  # of fresh virtual patients on whom the trained networks are tested
+    difficulty_patients: int = 500  # of them, the same people at each difficulty
 
     def run(self, role: str, seed: int | None = None) -> RunConfig:
         """The main run of `role` with `seed` (the profile's first where None)."""
@@ -193,9 +195,11 @@ PROFILES = {
     for profile in (
         # minutes on two cores: shows that everything runs; its figures mean nothing
         _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, temperatures=(1.0, 3.0), native_px=512,
+                 difficulties=(0.0, 1.0, 2.0), difficulty_patients=24,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16)),
         # at most 20 minutes on two cores: shows the effects
         _profile("quick", patients=1800, cohort_seed=2, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
+                 difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
                  common=dict(frame_px=192, window_px=96, epochs=12, flip=0.2),  # few epochs: fewer mirrors to learn
                  teacher=dict(epochs=16)),
         # the paper's size on one GPU: 723 patients, five seeds

@@ -59,6 +59,8 @@ def test_version(capsys):
     (["train", "student", "--profile", "smoke", "--set", "lr"], "name=value"),
     (["train", "teacher", "--profile", "smoke", "--cohort", "nowhere.csv"], "nowhere.csv"),
     (["phantom", "x", "--patients", "0"], "patients"),
+    (["phantom", "x", "--difficulty", "-1"], "difficulty"),
+    (["phantom", "x", "--difficulty", "nan"], "difficulty"),
     (["release", "nowhere"], "nowhere"),
 ])
 def test_a_users_error_is_one_line_and_exit_2(args, words, capsys, tmp_path, monkeypatch):

@@ -3,11 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from sos.cohort.manifest import BOX, read_manifest
 from sos.cohort.views import open_store
 from sos.config import RunConfig
 from sos.images.reader import read_image
+from sos.stages import BASSED5
 from sos.study import describe
 
 
@@ -125,3 +127,67 @@ def test_accuracy_is_told_apart_by_agreement(cohort):
     table = describe.accuracy_by_agreement(type(cohort)(split, cohort.root, cohort.scheme, cohort.path), predictions)
     assert table.loc["readers agree"].to_dict() == {"n": 12, "accuracy %": 75.0}
     assert table.loc["readers differ"].to_dict() == {"n": 12, "accuracy %": 0.0}
+
+
+# ---- published ages, and what the label lets anyone reach ------------------------------------------------------------
+
+
+def people(cohort, **columns):
+    """A cohort of other people: only the table counts here."""
+    n = len(next(iter(columns.values())))
+    return type(cohort)(pd.DataFrame({"patient_id": [f"P{i}" for i in range(n)], **columns}), cohort.root, cohort.scheme, cohort.path)
+
+
+def test_ages_beside_published_are_means_by_sex_and_phase(cohort):
+    table = describe.ages_beside_published(people(cohort, stage=[1, 1, 4, 5, 5, 2], sex=list("FFFFMM"), age_y=[9.0, 10.0, 15.0, 17.0, 18.0, np.nan]))
+    assert table.loc[("F", "open")].tolist() == [2, 9.5, 9.75, -0.25]
+    assert table.loc[("F", "completely fused")].tolist() == [2, 16.0, 15.25, 0.75]  # with and without a scar
+    assert table.loc[("M", "completely fused")].tolist() == [1, 18.0, 16.41, 1.59]
+    assert table.loc[("M", "partially fused"), "n"] == 0 and np.isnan(table.loc[("M", "partially fused"), "difference"])
+    assert table["published mean"].tolist() == [9.75, 11.67, 13.25, 15.25, 11.07, 12.95, 14.44, 16.41]  # PMC5565182
+
+
+def test_virtual_people_are_within_a_year_and_a_half_of_the_published_means():
+    from sos.cohort.manifest import Cohort
+    from sos.phantom.population import draw_person
+
+    drawn = [draw_person(2, i, np.random.default_rng([2, i]).spawn(3)[0]) for i in range(1800)]
+    table = pd.DataFrame([{"patient_id": str(p.index), "age_y": p.age_y, "sex": p.sex, "stage": p.stage} for p in drawn])
+    virtual = Cohort(table, None, BASSED5, None)
+    assert describe.ages_beside_published(virtual)["difference"].abs().max() < 1.5
+    correlation = describe.age_stage_correlation(virtual)
+    assert (correlation["Spearman"] - correlation["published (Hasani et al. 2022)"]).abs().max() < 0.08
+
+
+def test_age_stage_correlation_is_spearmans(cohort):
+    from scipy.stats import spearmanr
+
+    age_y, stage = [8.0, 9.0, 11.0, 12.0, 12.0, 15.0], [1, 2, 1, 3, 4, 5]
+    table = describe.age_stage_correlation(people(cohort, stage=[*stage, 2], sex=[*"FFFFFF", "M"], age_y=[*age_y, 12.0]))
+    assert table.loc["F"].tolist() == pytest.approx([6, spearmanr(age_y, stage).statistic, 0.783], abs=1e-3)
+    assert table.loc["M", "n"] == 1 and np.isnan(table.loc["M", "Spearman"])
+
+
+def test_ceiling_equals_hand_counting(cohort):
+    label, truth = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 1, 2, 3, 5, 3]
+    a, b, c = [1, 2, 3, 4, 5, 2, 2, 3, 4, 1], [1, 2, 3, 4, 5, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 1, 3, 3, 4, 5]
+    rated = people(cohort, stage=label, stage_true=truth, rater_1=a, rater_2=b, rater_3=c)
+    table = describe.ceiling(rated, 200)
+    top = table.loc["true state against the label"]
+    assert (top["n"], top["accuracy"], top["within_one"]) == (10, 0.8, 0.9)
+    assert top["kappa"] == pytest.approx(cohen_kappa_score(label, truth, weights="quadratic"))
+    first = table.loc["rater 1 against the other two"]  # who agree on nine: rater 1 is right on seven and one stage off on one
+    assert (first["n"], first["accuracy"], first["within_one"]) == (9, pytest.approx(7 / 9), pytest.approx(8 / 9))
+    kept = [i for i in range(10) if b[i] == c[i]]
+    assert first["kappa"] == pytest.approx(cohen_kappa_score([a[i] for i in kept], [b[i] for i in kept], weights="quadratic"))
+    assert table.loc["rater 2 against the other two"][["n", "accuracy"]].tolist() == [7, 1.0]
+    assert (table["accuracy_low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["accuracy_high"]).all()
+    assert describe.ceiling_text(table).loc["true state against the label", "accuracy %"].startswith("80.0 (")
+
+
+def test_ceiling_has_only_the_rows_that_the_manifest_allows(cohort):
+    assert len(describe.ceiling(cohort, 50)) == 4
+    unknown = type(cohort)(cohort.table.drop(columns="stage_true"), cohort.root, cohort.scheme, cohort.path)
+    assert [name[:5] for name in describe.ceiling(unknown, 50).index] == ["rater"] * 3
+    two = type(cohort)(cohort.table.drop(columns=["stage_true", "rater_3"]), cohort.root, cohort.scheme, cohort.path)
+    assert describe.ceiling(two, 50).empty and describe.ceiling_text(describe.ceiling(two, 50)).empty

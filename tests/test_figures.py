@@ -210,3 +210,17 @@ def test_example_rows_keep_to_their_stage_and_split(study):
 def test_study_imports_without_matplotlib():
     done = subprocess.run([sys.executable, "-c", "import sys, sos.study; print('matplotlib' in sys.modules)"], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_ages_shows_the_published_means_in_their_colours_and_none_for_other_phases(study, monkeypatch):
+    def diamonds():
+        return {line.get_color(): line for line in figures.ages(study.cohort).axes[0].lines if line.get_marker() == "D"}
+
+    drawn = diamonds()
+    assert drawn[figures.SEX_COLOURS["F"]].get_ydata() == pytest.approx([15.25, 13.25, 9.75, 11.67])  # by name: fused, mostly, open, partial
+    assert drawn[figures.SEX_COLOURS["M"]].get_ydata() == pytest.approx([16.41, 14.44, 11.07, 12.95])
+    assert [round(x) for x in drawn[figures.SEX_COLOURS["F"]].get_xdata()[1:]] == [2, 0, 1]
+    fused = [drawn[colour].get_xdata()[0] for colour in figures.SEX_COLOURS.values()]
+    assert 3.37 < fused[0] < fused[1] < 3.63  # between the boxes of stages 4 and 5
+    monkeypatch.setattr(figures, "phases", lambda scheme: {})
+    assert all(len(line.get_ydata()) == 0 for line in diamonds().values())

@@ -14,8 +14,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from sos.errors import CohortError
 from sos.phantom import population, scanner
+from sos.phantom.difficulty import Difficulty
 from sos.phantom.population import TRANSITION_AGE_Y, TRANSITION_SD_Y, draw_person, fuse
-from sos.phantom.write import COLUMNS, draw_patient, write_cohort
+from sos.phantom.write import COLUMNS, draw_patient, to_dicom, write_cohort
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +220,87 @@ def test_a_second_call_writes_nothing_and_a_broken_one_is_repaired(tmp_path):
 def test_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(CohortError, match="patients"):
         write_cohort(tmp_path, 0, seed=1)
+
+
+# difficulty
+
+
+def test_difficulty_one_is_the_standard_cohort_to_the_byte(tmp_path, cohort):
+    for index in range(3):
+        assert to_dicom(draw_patient(5, index, Difficulty(1))) == to_dicom(draw_patient(5, index))
+    again = write_cohort(tmp_path, 10, seed=5, workers=1, difficulty=1)
+    assert again.read_bytes() == cohort.read_bytes()
+    assert (tmp_path / "cohort.json").read_bytes() == (cohort.parent / "cohort.json").read_bytes()
+    assert json.loads((tmp_path / "cohort.json").read_text())["difficulty"] == 1
+
+
+def test_readers_agree_less_the_harder_it_is_and_are_perfect_at_zero():
+    kappas = []
+    for value in (0, 0.5, 1, 2, 4):
+        group = [draw_person(11, i, np.random.default_rng([11, i]).spawn(3)[0], Difficulty(value)) for i in range(1500)]
+        raters, truth = np.array([p.raters for p in group]), np.array([p.fusion.stage for p in group])
+        kappas.append(cohen_kappa_score(raters[:, 0], raters[:, 1]))
+        if value == 0:
+            assert (raters == truth[:, None]).all() and all(p.stage == p.fusion.stage for p in group)
+    assert kappas[0] == 1 and (np.diff(kappas) < -0.05).all()
+
+
+@pytest.fixture(scope="module")
+def by_difficulty():
+    """value → the same 10 people, drawn at that difficulty."""
+    return {value: [draw_patient(2, i, Difficulty(value)) for i in range(10)] for value in (0.0, 1.0, 2.0, 3.0)}
+
+
+def test_the_same_people_in_the_same_pose_whatever_the_difficulty(by_difficulty):
+    for mine in zip(*by_difficulty.values(), strict=True):
+        first = mine[0]
+        for other in mine[1:]:
+            assert (other.person.age_y, other.person.sex, other.person.fusion) == (first.person.age_y, first.person.sex, first.person.fusion)
+            assert (other.box, other.joint_px, other.exposure.preset) == (first.box, first.joint_px, first.exposure.preset)
+            assert (other.mask == first.mask).all() and (other.pixels != first.pixels).any()
+
+
+def test_open_joints_stand_out_less_the_harder_it_is(by_difficulty):
+    """The gap brightens toward the bone, before the scanner; by as much from 1 to 3 as the law says of the way from 0 to 2."""
+    still_open = [i for i, p in enumerate(by_difficulty[1.0]) if p.person.fusion.stage == 1]
+    assert still_open
+    for i in still_open:
+        dark = {value: along_the_line(group[i], 0.2, 0.8).mean() for value, group in by_difficulty.items()}
+        assert (np.diff(list(dark.values())) > 20).all()
+        assert (dark[3.0] - dark[1.0]) / (dark[2.0] - dark[0.0]) == pytest.approx(8 / 11, abs=0.02)  # haze and neighbours stay as they are
+
+
+def test_noise_grows_in_proportion_to_difficulty(by_difficulty):
+    """Standard deviation of what differs from the noiseless picture of the same patient, in soft tissue and far from the joint."""
+    for group in zip(*by_difficulty.values(), strict=True):
+        h, w = group[0].pixels.shape
+        clean = group[0].pixels.astype(float)
+        x0, _, x1, y1 = (int(v) for v in group[0].box)
+        away = np.s_[min(y1 + 20, h - 60):h, x0:x1]
+        soft = np.abs(clean[away] - np.median(clean[away])) < 300
+        spread = [(p.pixels[away] - clean[away])[soft].std() for p in group]
+        assert spread[0] == 0 and spread[1] > 10
+        assert np.array(spread[2:]) / spread[1] == pytest.approx([2, 3], rel=0.1)
+
+
+def test_patients_of_two_difficulties_are_never_taken_for_each_other(tmp_path):
+    manifests = {value: write_cohort(tmp_path / str(value), 2, seed=5, workers=1, difficulty=value) for value in (0.5, 1.0, 1e-7)}
+    seen = []
+    for manifest in manifests.values():
+        with open(manifest, newline="") as file:
+            for row in csv.DictReader(file):
+                ds = pydicom.dcmread(manifest.parent / row["image"])
+                assert ds.PatientID == row["patient_id"]
+                seen += [row["patient_id"], row["image"], ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID]
+    assert len(set(seen)) == len(seen) == 36
+    assert len({(manifest.parent / "cohort.json").read_text() for manifest in manifests.values()}) == 3
+    write_cohort(tmp_path / "0.5", 1, seed=5, workers=1)  # another difficulty in the same folder leaves only its own files
+    names = [p.name for p in (tmp_path / "0.5" / "images").iterdir()] + [p.name for p in (tmp_path / "0.5" / "masks").iterdir()]
+    assert sorted(names) == ["V0005-00000.dcm", "V0005-00000.png"]
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), float("-inf")])
+def test_impossible_difficulties_are_refused(tmp_path, value):
+    with pytest.raises(CohortError, match="difficulty"):
+        write_cohort(tmp_path, 2, seed=1, difficulty=value)
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,8 @@ from .canvas import Canvas, Patch, band, ellipse, inset, spline, waver
 from .population import SCAR_VISIBLE, Person
 
 AIR, CARTILAGE, CORTICAL = -1000.0, 20.0, 950.0
-#: How clearly the joint stands out from the bone round it: 1 as in a sharp slice through its middle, lower is harder to read.
+#: How clearly the joint stands out from the bone round it: 1 as in a sharp slice through its middle, lower is harder to read; times
+#: `Person.clarity`.
 CLARITY = 1.0
 #: The joint's line runs from u = 0 (endocranial cortex) to u = 1 (ectocranial cortex) and a little beyond both.
 _U = np.linspace(-0.08, 1.08, 59)
@@ -115,7 +116,7 @@ def paint_joint(canvas: Canvas, base: Base, person: Person, rng, off_mm: float, 
     """The synchondrosis in its state of fusion; returns the polygon of its strip in mm."""
     fusion, path = person.fusion, base.joint
     inside = (_U > 0.03) & (_U < 0.97)
-    clear = CLARITY * max(0.4, 1 - 0.035 * off_mm**2)
+    clear = CLARITY * person.clarity * max(0.4, 1 - 0.035 * off_mm**2)
     flare = 1 + 0.3 * np.abs(2 * _U - 1) ** 3
     gap = fusion.gap_mm * flare * np.exp(0.2 * waver(rng, len(_U), 2.5))
     gristle_hu = spongy_hu - clear * (spongy_hu - CARTILAGE - rng.uniform(-25, 25))

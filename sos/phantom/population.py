@@ -10,13 +10,15 @@ time.
 
 Raters see the state with noise of their own; the label is their consensus. Their noise puts unweighted pairwise kappa into the
 published range (0.7 to 0.91; Hisham et al. 2018 give 0.81 between and 0.79 to 0.91 within observers), which leaves a ceiling
-below 1 for any model.
+below 1 for any model. It grows with `difficulty`.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
+
+from .difficulty import Difficulty
 
 AGE_RANGE_Y = (6.0, 22.0)
 #: Age (years) at which half of the people have reached stage 2, 3, 4 (Hisham et al. 2018).
@@ -62,7 +64,7 @@ class Fusion:
 @dataclass(frozen=True)
 class Person:
     """One virtual patient. `stage` is the raters' consensus, `fusion.stage` the truth; `maturity_y` is the fusion age in
-    years."""
+    years; `clarity` is the factor on the contrast of joint and scar in pictures of this person (see `difficulty`)."""
 
     index: int
     age_y: float
@@ -71,6 +73,7 @@ class Person:
     fusion: Fusion
     raters: tuple[int, int, int]
     stage: int
+    clarity: float = 1.0
 
 
 def fuse(maturity_y: float, sex: str, scar_life_y: float, gap_scale: float = 1.0) -> Fusion:
@@ -85,7 +88,7 @@ def fuse(maturity_y: float, sex: str, scar_life_y: float, gap_scale: float = 1.0
     return Fusion(closed, gap_mm, scar, position)
 
 
-def draw_person(seed: int, index: int, rng: np.random.Generator) -> Person:
+def draw_person(seed: int, index: int, rng: np.random.Generator, difficulty: Difficulty = Difficulty()) -> Person:
     """Draw patient `index` of the cohort `seed`.
 
     Age, personal lead and sex come from a low-discrepancy sequence shifted by the seed, all else from `rng`.
@@ -97,9 +100,10 @@ def draw_person(seed: int, index: int, rng: np.random.Generator) -> Person:
     maturity_y = float(age_y + TRANSITION_SD_Y[sex] * ndtri(u_lead))
     scar_life_y = SCAR_LIFE_Y * float(np.exp(SCAR_LIFE_LOG_SD * rng.standard_normal()))
     fusion = fuse(maturity_y, sex, scar_life_y, gap_scale=float(np.exp(0.18 * rng.standard_normal())))
-    seen = fusion.position + np.array(RATER_BIAS) + RATER_NOISE * rng.standard_normal(3)
+    seen = fusion.position + difficulty.noise * (np.array(RATER_BIAS) + RATER_NOISE * rng.standard_normal(3))
     raters = tuple(int(r) for r in np.clip(np.floor(seen + 0.5), 1, 5))
-    return Person(index, round(age_y, 2), sex, maturity_y, fusion, raters, int(np.median(raters)))
+    return Person(index, round(age_y, 2), sex, maturity_y, fusion, raters, int(np.median(raters)),
+                  difficulty.clarity)
 
 
 def _truncated_normal(u: float, mean: float, sd: float) -> float:

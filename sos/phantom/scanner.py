@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from .difficulty import Difficulty
+
 MIN_PIXELS = 512
 
 
@@ -53,7 +55,7 @@ PRESETS = (
 @dataclass(frozen=True)
 class Exposure:
     """One scan: the preset and the pose. `joint_px` is (x, y) of the joint's centre before mirroring; `mirrored` heads face
-    left."""
+    left; `noise` is a factor on the preset's noise and rings (see `difficulty`)."""
 
     preset: Preset
     shape: tuple[int, int]
@@ -62,9 +64,10 @@ class Exposure:
     joint_px: tuple[float, float]
     off_mm: float
     mirrored: bool
+    noise: float = 1.0
 
 
-def draw_exposure(rng) -> Exposure:
+def draw_exposure(rng, difficulty: Difficulty = Difficulty()) -> Exposure:
     """Choose a scanner and a pose."""
     preset = PRESETS[rng.integers(len(PRESETS))]
     h, w = (max(MIN_PIXELS, int(round(mm / preset.voxel_mm))) for mm in (preset.height_mm, preset.width_mm))
@@ -74,7 +77,8 @@ def draw_exposure(rng) -> Exposure:
         across, down = rng.normal(0.36, 0.055), rng.normal(0.45, 0.06)
     joint_px = (float(np.clip(across, 0.285, 0.595) * w), float(np.clip(down, 0.345, 0.565) * h))
     pitch, off_mm = np.clip(rng.normal(0, 5.0), -10, 10), np.clip(rng.normal(0, 1.4), -4, 4)
-    return Exposure(preset, (h, w), preset.voxel_mm, float(pitch), joint_px, float(off_mm), bool(rng.random() < 0.1))
+    return Exposure(preset, (h, w), preset.voxel_mm, float(pitch), joint_px, float(off_mm), bool(rng.random() < 0.1),
+                    difficulty.noise)
 
 
 def expose(hu, exposure: Exposure, rng, landmarks) -> np.ndarray:
@@ -102,10 +106,10 @@ def expose(hu, exposure: Exposure, rng, landmarks) -> np.ndarray:
     image = (image + 1000) * gain - 1000 + shift * inside
     noise = rng.standard_normal((h, w), dtype=np.float32)
     noise = gaussian_filter(noise, preset.grain_px, truncate=3)
-    noise *= np.float32(preset.noise * rng.uniform(0.65, 1.3) / noise[::4, ::4].std())
+    noise *= np.float32(exposure.noise * preset.noise * rng.uniform(0.65, 1.3) / noise[::4, ::4].std())
     rows = np.abs(np.linspace(-1, 1, h, dtype=np.float32))[:, None]
     image += noise * (0.35 + 0.65 * inside) * (1 + 0.5 * rows**4)
-    image += preset.stripes * stripes((h, w), rng)
+    image += exposure.noise * preset.stripes * stripes((h, w), rng)
     image = leave_out(image, exposure, rng)
     top = (1 << preset.bits) - 1 + preset.intercept if preset.bits < 16 else 4000
     return np.clip(np.rint(image), preset.intercept, top).astype(np.int16)

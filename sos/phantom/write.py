@@ -1,6 +1,6 @@
 """A virtual cohort on disk: one CT DICOM file and one mask a patient, and a manifest beside them.
 
-Everything is a function of the seed and the patient's index: same seed, same bytes, whatever the number of workers.
+Everything is a function of the seed, the patient's index and the difficulty: same seed, same bytes, whatever the number of workers.
 """
 
 import csv
@@ -12,6 +12,7 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from ..config import source_digest
 from ..errors import CohortError
 from .anatomy import Section, draw_section
+from .difficulty import Difficulty
 from .population import Person, draw_person
 from .scanner import Exposure, draw_exposure, expose
 
@@ -42,22 +44,27 @@ class Patient:
     mask: np.ndarray
     box: tuple[float, float, float, float]
     joint_px: tuple[float, float]
+    difficulty: Difficulty = Difficulty()
 
     @property
     def patient_id(self) -> str:
-        return patient_id(self.seed, self.index)
+        return patient_id(self.seed, self.index, self.difficulty)
+
+    def uid(self, part: str) -> str:
+        """DICOM UID of one `part` of the patient's records."""
+        return uid(self.seed, f"{self.index}{self.difficulty.mark}", part)
 
 
-def patient_id(seed: int, index: int) -> str:
-    """Anonymous identifier of one virtual patient."""
-    return f"V{seed:04d}-{index:05d}"
+def patient_id(seed: int, index: int, difficulty: Difficulty = Difficulty()) -> str:
+    """Anonymous identifier of one virtual patient: `V0007-00003`, at another difficulty than 1 `V0007-00003-d0.5`."""
+    return f"V{seed:04d}-{index:05d}{difficulty.mark}"
 
 
-def draw_patient(seed: int, index: int) -> Patient:
-    """Draw patient `index` of the cohort `seed`: person, anatomy, scan, expert's box."""
+def draw_patient(seed: int, index: int, difficulty: Difficulty = Difficulty()) -> Patient:
+    """Draw patient `index` of the cohort `seed`: person, anatomy, scan, expert's box; the same person at every difficulty."""
     who, what, how = np.random.default_rng([seed, index]).spawn(3)
-    person = draw_person(seed, index, who)
-    exposure = draw_exposure(how)
+    person = draw_person(seed, index, who, difficulty)
+    exposure = draw_exposure(how, difficulty)
     section = draw_section(person, what, exposure.shape, exposure.voxel_mm, exposure.pitch_deg, exposure.joint_px,
                            exposure.off_mm)
     pixels = expose(section.hu, exposure, how, section.landmarks)
@@ -66,7 +73,7 @@ def draw_patient(seed: int, index: int) -> Patient:
         w = pixels.shape[1]
         pixels, mask, box, x = np.ascontiguousarray(pixels[:, ::-1]), mask[:, ::-1], (w - box[2], box[1], w - box[0],
                                                                                       box[3]), w - 1 - x
-    return Patient(seed, index, person, exposure, section, pixels, mask, box, (float(x), float(y)))
+    return Patient(seed, index, person, exposure, section, pixels, mask, box, (float(x), float(y)), difficulty)
 
 
 def expert_box(section: Section, exposure: Exposure, rng) -> tuple[float, float, float, float]:
@@ -101,16 +108,16 @@ def to_dicom(patient: Patient) -> bytes:
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
     ds.SOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = uid(patient.seed, patient.index, "instance")
+    ds.SOPInstanceUID = patient.uid("instance")
     ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ""
     ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "sos virtual scanner", preset.name
     ds.PatientName, ds.PatientID = f"Virtual^{patient.patient_id}", patient.patient_id
     ds.PatientSex, ds.PatientAge = patient.person.sex, f"{int(patient.person.age_y):03d}Y"
     ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "virtual patient"
     ds.SliceThickness, ds.KVP = f"{mm:g}", "90"
-    ds.StudyInstanceUID = uid(patient.seed, patient.index, "study")
-    ds.SeriesInstanceUID = uid(patient.seed, patient.index, "series")
-    ds.FrameOfReferenceUID = uid(patient.seed, patient.index, "frame")
+    ds.StudyInstanceUID = patient.uid("study")
+    ds.SeriesInstanceUID = patient.uid("series")
+    ds.FrameOfReferenceUID = patient.uid("frame")
     ds.Laterality, ds.PatientPosition = "", "HFS"
     ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber, ds.InstanceNumber, ds.PositionReferenceIndicator = "1", "1", "1", "1", ""
     # columns run to the front (-y of the patient) in a head facing right, rows down (-z)
@@ -136,10 +143,10 @@ def to_dicom(patient: Patient) -> bytes:
     return buffer.getvalue()
 
 
-def write_patient(job: tuple[Path, int, int]) -> dict:
-    """Draw and write one patient; job is (cohort folder, seed, index). Returns the manifest row."""
-    out, seed, index = job
-    patient = draw_patient(seed, index)
+def write_patient(job: tuple[Path, int, int, Difficulty]) -> dict:
+    """Draw and write one patient; job is (cohort folder, seed, index, difficulty). Returns the manifest row."""
+    out, seed, index, difficulty = job
+    patient = draw_patient(seed, index, difficulty)
     person, exposure = patient.person, patient.exposure
     image, mask = f"images/{patient.patient_id}.dcm", f"masks/{patient.patient_id}.png"
     _replace(out / image, to_dicom(patient))
@@ -154,25 +161,25 @@ def write_patient(job: tuple[Path, int, int]) -> dict:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False) -> Path:
+def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False, difficulty: float = 1.0) -> Path:
     """Write a virtual cohort of `patients` to the folder `out` and return the path of its manifest.
 
-    Does nothing where the manifest exists with the same recipe (`cohort.json`: patients, seed, fingerprint of the drawing code).
-    `workers=None` uses all usable cores; the bytes do not depend on it. Raises CohortError for an impossible number or another
+    difficulty: 0 as easy as a textbook picture, 1 the standard cohort, 2 hard (see the room `difficulty`).
+    Does nothing where the manifest exists with the same recipe (`cohort.json`: patients, seed, difficulty, fingerprint of the drawing
+    code). `workers=None` uses all usable cores; the bytes do not depend on it. Raises CohortError for an impossible number or another
     cohort's folder.
     """
     if patients < 1 or seed < 0:
         raise CohortError(f"a virtual cohort needs patients >= 1 and seed >= 0, not {patients} and {seed}")
-    out = Path(out)
+    how_hard, out, ours = Difficulty(difficulty), Path(out), recipe(patients, seed, difficulty)
     manifest, card = out / "manifest.csv", out / "cohort.json"
-    recipe = {"kind": "virtual", "patients": int(patients), "seed": int(seed), "fingerprint": fingerprint()}
-    if manifest.is_file() and card.is_file() and json.loads(card.read_text()) == recipe:
+    if holds(out, ours):
         return manifest
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     manifest.unlink(missing_ok=True)
-    _clear(out, {patient_id(seed, index) for index in range(patients)})
-    jobs = [(out, seed, index) for index in range(patients)]
+    _clear(out, {patient_id(seed, index, how_hard) for index in range(patients)})
+    jobs = [(out, seed, index, how_hard) for index in range(patients)]
     # a pool takes about a second to start: not worth it for a few patients
     workers = min(workers or len(os.sched_getaffinity(0)), -(-patients // 8))
     if workers == 1:
@@ -185,11 +192,23 @@ def write_cohort(out, patients: int, seed: int, workers: int | None = None, prog
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    _replace(card, (json.dumps(recipe, indent=1) + "\n").encode())
+    _replace(card, (json.dumps(ours, indent=1) + "\n").encode())
     _replace(manifest, text.getvalue().encode())
     return manifest
 
 
+def recipe(patients: int, seed: int, difficulty: float = 1.0) -> dict:
+    """All that a cohort's files depend on, as kept in its `cohort.json`."""
+    return {"kind": "virtual", "patients": int(patients), "seed": int(seed), "difficulty": float(difficulty), "fingerprint": fingerprint()}
+
+
+def holds(out: Path, ours: dict) -> bool:
+    """Whether the folder `out` holds the whole cohort of the recipe `ours`."""
+    card = out / "cohort.json"
+    return (out / "manifest.csv").is_file() and card.is_file() and json.loads(card.read_text()) == ours
+
+
+@cache
 def fingerprint() -> str:
     """Short hash of the code that draws, so that a changed phantom makes a new cohort."""
     return source_digest(Path(__file__).parent)[:16]
@@ -198,7 +217,7 @@ def fingerprint() -> str:
 def _clear(out: Path, keep: set[str]) -> None:
     """Remove images and masks that an earlier recipe or an interrupted run left in the cohort's folder."""
     for path in [*(out / "images").iterdir(), *(out / "masks").iterdir()]:
-        name = re.fullmatch(r"\.?(V\d{4,}-\d{5})\.(dcm|png)(\.\d+)?", path.name)
+        name = re.fullmatch(r"\.?(V\d{4,}-\d{5}(?:-d[\d.e+-]+?)?)\.(dcm|png)(\.\d+)?", path.name)
         if name and (name[1] not in keep or name[3]):
             path.unlink()
 

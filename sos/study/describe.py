@@ -6,10 +6,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ..cohort.audit import AGE_AT, PHASE
 from ..cohort.manifest import SPLITS, Cohort
 from ..cohort.views import PixelStore
 from ..config import RunConfig
 from ..images.reader import read_image
+from ..stages import StagingScheme
+from .metrics import interval, resamples
+
+PHASE_NAMES = {"open": "open", "partial": "partially fused", "mostly": "mostly fused", "fused": "completely fused"}
+AGE_STAGE_SPEARMAN = {"F": 0.783, "M": 0.911}  # Hasani et al. 2022, 240 CBCT, 6 to 25 years
 
 
 def stage_table(cohort: Cohort) -> pd.DataFrame:
@@ -115,6 +121,44 @@ def transition_ages(cohort: Cohort) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def published_mean_age(phase: str, sex: str) -> float:
+    """Mean age in years at a phase of fusion (a key of PHASE_NAMES) in 741 US CBCT, 6 to 20 years (PMC5565182)."""
+    return AGE_AT[phase][("M", "F").index(sex)]
+
+
+def phases(scheme: StagingScheme) -> dict[int, str]:
+    """Label of a stage → its phase of fusion, a key of PHASE_NAMES; empty for a scheme whose stages have no such phases."""
+    known = {stage.label: PHASE.get(stage.name) for stage in scheme.stages}
+    return {} if None in known.values() else known
+
+
+def ages_beside_published(cohort: Cohort) -> pd.DataFrame:
+    """One row a sex and phase of fusion (open, partially, mostly, completely fused; the last holds the stages with and without a scar): n,
+    mean age in years, the published mean (PMC5565182) and the difference. Empty where the scheme's stages have no such phase."""
+    phase_of = phases(cohort.scheme)
+    if not phase_of:
+        return pd.DataFrame()
+    table = cohort.table.assign(phase=cohort.table["stage"].map(phase_of)).drop_duplicates(["patient_id", "phase"]).dropna(subset=["age_y"])
+    rows = []
+    for sex in ("F", "M"):
+        for phase, name in PHASE_NAMES.items():
+            age_y, theirs = table.loc[(table["sex"] == sex) & (table["phase"] == phase), "age_y"], published_mean_age(phase, sex)
+            rows.append({"sex": sex, "phase": name, "n": len(age_y), "mean age_y": round(age_y.mean(), 2), "published mean": theirs,
+                         "difference": round(age_y.mean() - theirs, 2)})
+    return pd.DataFrame(rows).set_index(["sex", "phase"])
+
+
+def age_stage_correlation(cohort: Cohort) -> pd.DataFrame:
+    """One row a sex: n, Spearman's correlation of age and stage (nan where one of them does not vary), and the published one (Hasani et al.
+    2022)."""
+    table, rows = cohort.table.drop_duplicates(["patient_id", "stage"]).dropna(subset=["age_y"]), {}
+    for sex, theirs in AGE_STAGE_SPEARMAN.items():
+        part = table[table["sex"] == sex]
+        ours = part["age_y"].rank().corr(part["stage"].rank()) if part["stage"].nunique() > 1 and part["age_y"].nunique() > 1 else np.nan
+        rows[sex] = {"n": len(part), "Spearman": round(ours, 3), "published (Hasani et al. 2022)": theirs}
+    return pd.DataFrame(rows).T.astype({"n": int}).rename_axis("sex")
+
+
 def accuracy_by_agreement(cohort: Cohort, predictions: pd.DataFrame) -> pd.DataFrame:
     """Accuracy in % of a predictions table where all readers named one stage and where they did not, with n; empty where the manifest names
     fewer than two readers."""
@@ -150,6 +194,57 @@ def rater_agreement(cohort: Cohort) -> pd.DataFrame:
                      "kappa": round(cohen_kappa_score(both[a], both[b], labels=labels), 3),
                      "weighted kappa": round(cohen_kappa_score(both[a], both[b], labels=labels, weights="quadratic"), 3)})
     return pd.DataFrame(rows).set_index("pair")
+
+
+def ceiling(cohort: Cohort, bootstrap: int = 2000) -> pd.DataFrame:
+    """How well the label can be known at all: one row a reading, with n and accuracy, kappa (quadratic weighted) and within_one, each with
+    its 95 % bootstrap interval over patients (`_low`, `_high`).
+
+    `true state`: the drawn state of the joint, read without noise, against the label. No model that sees the picture can be expected to
+    do better. `rater k`: one reader against the other two where these name one stage, so that no reader is part of his own reference;
+    images on which the two differ, the harder ones, are left out there. Only rows whose columns (stage_true; three readers) the manifest has.
+    """
+    table, readers = cohort.table, rater_columns(cohort)
+    readings = {}
+    if "stage_true" in table:
+        readings["true state against the label"] = table["patient_id"], table["stage_true"], table["stage"]
+    for reader in readers if len(readers) == 3 else ():
+        a, b = (table[other] for other in readers if other != reader)
+        agreed = table[reader].notna() & (a == b)
+        readings[f"{_spoken(reader)} against the other two"] = tuple(column[agreed] for column in (table["patient_id"], table[reader], a))
+    rows = {}
+    for name, (patients, reading, reference) in readings.items():
+        row = rows[name] = {"n": len(patients)}
+        if len(patients):
+            counts = np.concatenate([np.ones((1, len(patients))), resamples(patients, bootstrap)])
+            for metric, values in _agreement(reading.to_numpy(float), reference.to_numpy(float), counts).items():
+                row |= {metric: float(values[0])} | {f"{metric}_{end}": value for end, value in interval(values[1:]).items()}
+    return pd.DataFrame(rows).T.astype({"n": int}) if rows else pd.DataFrame()
+
+
+def ceiling_text(table: pd.DataFrame) -> pd.DataFrame:
+    """A ceiling as `value (low to high)`, one row a reading."""
+    shown = pd.DataFrame({"n": table["n"]}) if len(table) else pd.DataFrame()
+    for metric, title, scale, digits in (("accuracy", "accuracy %", 100, 1), ("kappa", "weighted kappa", 1, 3),
+                                         ("within_one", "within one stage %", 100, 1)):
+        if metric in table:
+            ends = (scale * table[[metric, f"{metric}_low", f"{metric}_high"]]).to_numpy()
+            shown[title] = [f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for value, low, high in ends]
+    return shown
+
+
+def _agreement(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy, quadratic weighted kappa and within-one-stage of two readings (n,) in each resample of counts (r, n); (r,) each.
+
+    Kappa with quadratic weights needs no table: 1 - mean of (a - b)² over what it is expected to be for independent readings.
+    """
+
+    def mean(values):
+        return counts @ values / counts.sum(1)
+
+    observed, expected = mean((a - b) ** 2), mean(a**2) + mean(b**2) - 2 * mean(a) * mean(b)
+    disagreement = np.divide(observed, expected, out=np.zeros_like(observed), where=expected > 1e-12)
+    return {"accuracy": mean((a == b).astype(float)), "kappa": 1 - disagreement, "within_one": mean((np.abs(a - b) <= 1).astype(float))}
 
 
 def _spoken(column: str) -> str:

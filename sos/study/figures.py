@@ -26,7 +26,7 @@ from ..config import RunConfig
 from ..method.cam import enlarge
 from ..stages import StagingScheme
 from .attention import CONTROLS, image_rows, look, pictures, still_pictures, windows
-from .describe import grey_histograms, image_table, source_windows
+from .describe import grey_histograms, image_table, phases, published_mean_age, source_windows
 from .metrics import probability_columns
 from .runs import Run
 from .training import Study, frame_boxes
@@ -106,7 +106,8 @@ def _of(run: Run) -> str:
 # --- the cohort ----------------------------------------------------------------------------------------------------------------------------
 @journal
 def ages(cohort: Cohort) -> Figure:
-    """Age by stage and sex, and the share of each stage by age for each sex."""
+    """Age by stage and sex, beside published means where the scheme's stages have them (PMC5565182; stages with and without a scar are one
+    phase there), and the share of each stage by age for each sex."""
     scheme, table = cohort.scheme, cohort.table.dropna(subset=["age_y"])
     table = table[table["sex"].isin(SEX_COLOURS)].drop_duplicates(["patient_id", "stage"])
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.7), width_ratios=[1.5, 1, 1])
@@ -120,12 +121,16 @@ def ages(cohort: Cohort) -> Figure:
         for x, y in zip(at, values, strict=True):
             ax.plot(x + rng.uniform(-0.11, 0.11, len(y)), y, ".", color=SEX_COLOURS[sex], ms=2.5 if len(table) < 400 else 1.5, mew=0, alpha=0.7, zorder=1)
         boxes["boxes"][0].set_label(SEX_NAMES[sex])
+        of_phase = pd.Series(range(len(scheme)), index=scheme.labels).groupby(phases(scheme)).mean()  # between its stages where it has two
+        inward = np.where(of_phase % 1 > 0, 0.25, 1) * shift
+        ax.plot(of_phase + inward, [published_mean_age(phase, sex) for phase in of_phase.index], "D", color=SEX_COLOURS[sex], mec="black", mew=0.7,
+                ms=4, zorder=4, ls="none", label=None if shift < 0 or of_phase.empty else "published mean")
     counts = table.groupby(["stage", "sex"]).size()
     ticks = [[f"{label}", *(f"{sex} {counts.get((label, sex), 0)}" for sex in SEX_COLOURS)] for label in scheme.labels]
     ax.set_xticks(range(len(scheme)), map("\n".join, ticks))
     ax.set(xlabel="stage, and n", ylabel="age (years)", title="age by stage")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left", borderaxespad=0, handlelength=1.4)
     first, last = (int(np.floor(table["age_y"].min())), int(np.ceil(table["age_y"].max()))) if len(table) else (0, 1)
     step = max(1, round((last - first) / 12))
     edges = np.arange(first, last + step + 1e-9, step)

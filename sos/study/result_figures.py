@@ -13,13 +13,13 @@ from ..cohort.cameras import MEAN, STD
 from ..cohort.views import ViewLoader
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
-from . import attention, figures
+from . import attention, difficulty, figures
 from .attention import look, still_pictures, windows
 from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, _caption, _letters, _tight, draw_box,
                       example_rows, journal, overlay, people)
 from .results import METRIC_NAMES, SIGNIFICANT, Results, Table, closed, p_written, summarise, written
 from .runs import Run
-from .tables import FULL, ablation, controls
+from .tables import FULL, ablation, by_difficulty, controls
 from .training import Study, frame_boxes
 
 MODELS = ("baseline", "student", "teacher")  # in the order of what they are given
@@ -198,6 +198,47 @@ def temperature_curve(table: Table, main_temperature: float) -> Figure:
 
 
 @journal
+def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4), size_px: int = 320) -> Figure:
+    """Accuracy of the three models and of the readers by difficulty, with 95 % intervals; below, the same patients' crops at each. table:
+    `tables.by_difficulty`; labels: stages of the patients shown, each of median age in its stage, not chosen by result."""
+    levels, data = study.profile.difficulties, table.data
+    crops_high = len(labels) * PAGE / (len(levels) + 0.4)
+    fig = plt.figure(figsize=(PAGE, 2.9 + crops_high))
+    above, below = fig.subfigures(2, 1, height_ratios=[2.5, crops_high + 0.2])
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    axis = above.subplots()
+    for role in MODELS:
+        rows = data[data["who"] == ROLE_NAMES[role]].reindex(columns=["difficulty", "value", "low", "high"]).dropna()
+        value, low, high = (100 * rows[key] for key in ("value", "low", "high"))
+        place = rows["difficulty"] + 0.012 * np.ptp(levels) * (MODELS.index(role) - 1)  # intervals beside each other
+        axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt="o-", color=ROLE_COLOURS[role], capsize=2.5,
+                    elinewidth=0.9, label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
+    for who, style, name in (("true state", "--", "true state against the label"), ("one reader", ":", "one reader against the other two")):
+        rows = data[data["who"] == who].reindex(columns=["difficulty", "value"]).dropna()
+        axis.plot(rows["difficulty"], 100 * rows["value"], style, color="black", lw=1, label=name)
+    half = 0.5 * np.ptp(levels) / max(1, len(levels) - 1)
+    axis.set(xlabel="difficulty (1: as in training)", ylabel="accuracy (%)", ylim=(0, 103), xlim=(min(levels) - half, max(levels) + half))
+    axis.set_xticks(levels, [f"{level:g}" for level in levels])
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    pictures = below.subplots(len(labels), len(levels), squeeze=False)
+    rows = None
+    for column, level in enumerate(levels):
+        cohort, store = difficulty.draw(study, level)
+        rows = rows or [row for label in labels for row in example_rows(cohort, label, 1)]
+        crops = still_pictures(store, rows, size_px, windows(store, rows)).numpy()
+        for ax, crop in zip(pictures[:, column], crops, strict=True):
+            ax.imshow(crop, vmin=0, vmax=1, extent=FULL_SIDE)
+            _bare(ax)
+        pictures[0, column].set_title(f"difficulty {level:g}", loc="center")
+    for ax, row in zip(pictures[:, 0], rows, strict=True):
+        ax.set_ylabel(f"true stage {cohort.table.loc[row, 'stage_true']}")
+    _letters([axis, pictures[0, 0]])
+    _caption(fig, f"Networks trained at difficulty 1, tested on n = {people(True, study.profile.difficulty_patients)} whom they have never "
+                  "seen, the same people at each difficulty; 95 % intervals")
+    return fig
+
+
+@journal
 def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     """The result in one figure: held-out patients of four stages with what the teacher, the plain network and the student look at, and
     how the three do.
@@ -282,6 +323,13 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
     }
     if len(study.profile.temperatures) > 1:
         drawn["fig17_temperature"] = lambda: temperature_curve(ablation(results), study.profile.student.temperature)
+    if difficulty.applies(study):
+
+        def harder():
+            difficulty.stage_all(results)  # found on disk after notebook 5
+            return difficulty_curve(study, by_difficulty(results))
+
+        drawn["fig18_difficulty"] = harder
     return drawn
 
 

@@ -6,6 +6,7 @@ that of the mean, and the standard deviation over seeds stands beside it.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pandas as pd
 from ..config import get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
 from ..record import show_in_readme
-from . import attention
+from . import attention, difficulty
+from .describe import ceiling
 from .grid import has_cohort
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, Results, Table, closed, holm, p_value, sample,
                       summarise, verdict, written)
@@ -41,8 +43,22 @@ def headline(results: Results) -> Table:
     numbers += [{"metric": name, "model": published, "value": value} for name, value in PAPER_STUDENT.items()]
     notes = (_who(results) + " Precision, recall and F1 are weighted by the stages' frequencies, as in the paper.",
              "The published student (Milani et al. 2025) was tested on images of real patients, other images of another difficulty: its "
-             "column says what the paper reports, not how well it is reproduced here.")
+             "column says what the paper reports, not how well it is reproduced here.", *_ceiling_note(results))
     return Table("headline", "Staging on held-out images", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
+
+
+def _ceiling_note(results: Results) -> list[str]:
+    """What the true state of the joint reaches against the labels of the held-out images; nothing where it is not known."""
+    if not has_cohort(results.study):
+        return []
+    cohort = results.study.cohort
+    held_out = cohort.subset("test")
+    if not cohort.virtual or "stage_true" not in held_out or held_out.empty:
+        return []
+    top = ceiling(replace(cohort, table=held_out), results.profile.bootstrap).iloc[0]
+    known = {key: top[f"accuracy{end}"] for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
+    return [f"Ceiling: the readers' noise is in the labels. The true state of each joint, read without noise, agrees with them in "
+            f"{written(known, 'accuracy')} % of the held-out images; no model can be expected above that."]
 
 
 def comparisons(results: Results) -> Table:
@@ -196,6 +212,56 @@ def mirror(results: Results) -> Table:
     return Table("mirror", "Mirror images of the held-out images", data, _rows(shown, "model").fillna(""), notes)
 
 
+def by_difficulty(results: Results) -> Table:
+    """Accuracy of the three models on fresh virtual patients, the same people at each difficulty, beside what the label lets anyone reach."""
+    title, study = "Easier and harder patients", results.study
+    if not difficulty.applies(study):
+        why = "only for networks that learned from the profile's own virtual cohort, not for a cohort given by its manifest"
+        return Table("difficulty", title, pd.DataFrame({"difficulty": []}), pd.DataFrame({"difficulty": [why]}))
+    sampled = {role: {level: _tested(results, role, level) for level in study.profile.difficulties} for role in results.roles()}
+    numbers, shown = [], {}
+    for level in study.profile.difficulties:
+        row = shown[f"{level:g}"] = {}
+        for role, by_level in sampled.items():
+            values, standard = by_level[level], by_level.get(1.0)
+            known = summarise(values) if values is not None else {}
+            row[ROLE_NAMES[role]] = written(known, "accuracy")
+            change = {} if values is None or standard is None or level == 1 else summarise(values - standard) | {"p": p_value(values - standard)}
+            numbers.append({"difficulty": level, "who": ROLE_NAMES[role], **known, **{f"against_1_{key}": value for key, value in change.items()}})
+        people = difficulty.drawn(study, level)
+        top = ceiling(people, results.profile.bootstrap) if people else pd.DataFrame()
+        for name, rows in (("true state", top[:1]), ("one reader", top[1:])):  # rows: the truth, then each reader
+            known = {key: rows[f"accuracy{end}"].mean() for key, end in (("value", ""), ("low", "_low"), ("high", "_high")) if len(rows)}
+            row[name] = written(known, "accuracy")
+            numbers.append({"difficulty": level, "who": name, **known})
+    notes = (f"Accuracy, % (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples) of the networks trained at "
+             f"difficulty 1, on {study.profile.difficulty_patients} fresh virtual patients, the same people at each difficulty; mean over seeds "
+             "where there are several.",
+             "Difficulty scales the noise of readers and scanner and takes contrast from the joint. True state: the joint's state read without "
+             "noise, against the label. One reader: against the other two where these agree, mean over the readers and of the ends of their "
+             "intervals.")
+    return Table("difficulty", title, pd.DataFrame(numbers), _rows(shown, "difficulty"), notes)
+
+
+def _tested(results: Results, role: str, level: float) -> np.ndarray | None:
+    """(1 + bootstrap,) accuracy at a difficulty, mean over the finished seeds; None where there is none or one was not tested there."""
+    tables = [difficulty.predictions(results.study, run, level) for run in results.role(role).values()]
+    if not tables or any(table is None for table in tables):
+        return None
+    return np.mean([sample(table, results.profile.bootstrap)["accuracy"] for table in tables], 0)
+
+
+def difficulty_findings(table: Table) -> list[str]:
+    """What becomes of each model's accuracy at the easiest and the hardest difficulty, paired with difficulty 1, a sentence each."""
+    said = []
+    tested = table.data.dropna(subset=["against_1_p"]) if "against_1_p" in table.data else pd.DataFrame()
+    for row in tested[tested["difficulty"].isin(tested["difficulty"].agg(["min", "max"]))].to_dict("records") if len(tested) else ():
+        known = {key: row[f"against_1_{key}"] for key in ("value", "low", "high", "p")}
+        said.append(f"Accuracy of the {row['who']} at difficulty {row['difficulty']:g} against 1: {written(known, 'accuracy', signed=True)}, in "
+                    "percentage points.")
+    return said or ["Easier and harder patients: " + (NOT_YET if len(table.data) else table.shown["difficulty"].iloc[0]) + "."]
+
+
 def cohort(results: Results) -> Table:
     """Who is in the cohort, stage by stage."""
     title = "The cohort"
@@ -240,7 +306,7 @@ def machine(results: Results) -> Table:
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
 
-TABLES = (headline, comparisons, localisation, mirror, ablation, effects, cohort, machine)
+TABLES = (headline, comparisons, localisation, mirror, ablation, effects, by_difficulty, cohort, machine)
 
 
 def findings(results: Results) -> list[str]:
