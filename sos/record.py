@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import config
 from .errors import CohortError, RunError
+from .files import write_whole
 
 RUN_FILES = ("config.json", "predictions.csv", "mirrored.csv", "weights.safetensors")  # of a trained run: what later steps depend on
 
@@ -110,23 +111,6 @@ class Record:
         runs = [[file, known["sha256"]] for other, step in self.steps.items() if other < name
                 for file, known in step["outputs"].items() if file.startswith("models/") and file.endswith(RUN_FILES)]
         return config.digest(sorted(runs))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename it."""
-    temporary = path.with_name(f".part.{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def show_in_readme(mark: str, text: str) -> None:
-    """Put `text` between the README's two comments `mark` and `/mark`; a README without them is left as it is."""
-    readme = config.home() / "README.md"
-    old = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, begin, rest = old.partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->")
-    if end and (new := before + begin + text + end + after) != old:
-        write_whole(readme, new)
 
 
 @contextmanager

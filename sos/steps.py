@@ -20,10 +20,11 @@ from pathlib import Path
 
 from . import config
 from .errors import CohortError, ConfigError, RunError, SOSError
-from .record import Record, manifest_fingerprint, only_one, show_in_readme, write_whole
+from .files import show_in_readme, write_whole
+from .record import Record, manifest_fingerprint, only_one
 
 PACKAGE = Path(__file__).resolve().parent
-ROOMS_OF_NO_RESULT = ("cli.py", "steps.py", "record.py", "__main__.py")  # changing these changes no result
+ROOMS_OF_NO_RESULT = ("cli.py", "steps.py", "record.py", "files.py", "__main__.py")  # changing these changes no result
 RESULT_FOLDERS = ("tables", "figures")
 QUIET_KERNEL = ["--IPKernelApp.log_level=50"]  # no "Kernel is running over TCP" on stderr
 

@@ -23,7 +23,7 @@ MODULES = {"sklearn": "scikit-learn", "PIL": "pillow", "xdist": "pytest-xdist", 
            "jpeg_ls": "pyjpegls"}
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
-GROUND = {"stages", "config", "errors"}
+GROUND = {"stages", "config", "errors", "files"}
 MAY_IMPORT = {"images": GROUND, "phantom": GROUND | {"images", "cohort.manifest"}, "cohort": GROUND | {"images"}, "method": GROUND,
               "study": GROUND | {"images", "phantom", "cohort", "method"}}
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..config import get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
-from ..record import show_in_readme
+from ..files import show_in_readme
 from . import attention, difficulty
 from .describe import ceiling
 from .grid import has_cohort
