@@ -13,6 +13,7 @@ from .canvas import Canvas, ellipse, inset, normals, paint_bone, spline, waver
 from .cranial_base import AIR, CORTICAL, draw_base, paint_base
 from .face import paint_frontal, paint_jaws, paint_nose
 from .population import Person
+from .sinus import paint_sinus
 
 SOFT = 45.0
 
@@ -43,7 +44,8 @@ def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, 
     paint_spine(canvas, person, rng)
     paint_frontal(canvas, base, person, rng, *vault)
     teeth = paint_jaws(canvas, person, rng)
-    strip, sinus = paint_base(canvas, base, person, rng, off_mm)
+    strip = paint_base(canvas, base, person, rng, off_mm)
+    sinus = paint_sinus(canvas, base, person, rng, strip)
     hu = canvas.render(rng, haze_mm=1.1)
     marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.endo[-1], "upper": teeth[0], "lower": teeth[1]}
     landmarks = {name: canvas.to_px(p)[0] for name, p in marks.items()} | {"extent": canvas.to_px(base.extent),
