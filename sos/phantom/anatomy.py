@@ -40,16 +40,17 @@ def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, 
     paint_skin(canvas, person, rng)
     vault = paint_vault(canvas, base, person, rng)
     paint_nose(canvas, base, rng, off_mm)
-    paint_airway(canvas, base, person, rng)
-    paint_spine(canvas, person, rng)
+    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4], "sella": base.sella[base.sella[:, 1].argmax()],
+             "clivus": 0.5 * (base.endo[6] + base.under[-8]), "occiput": vault[0][16]}
+    marks |= paint_airway(canvas, base, person, rng)
+    marks |= paint_spine(canvas, person, rng)
     paint_frontal(canvas, base, person, rng, *vault)
-    teeth = paint_jaws(canvas, person, rng)
+    marks |= paint_jaws(canvas, person, rng)
     strip = paint_base(canvas, base, person, rng, off_mm)
     sinus = paint_sinus(canvas, base, person, rng, strip)
-    hu = canvas.render(rng, haze_mm=1.1)
-    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.endo[-1], "upper": teeth[0], "lower": teeth[1]}
-    landmarks = {name: canvas.to_px(p)[0] for name, p in marks.items()} | {"extent": canvas.to_px(base.extent),
-                                                                           "line": canvas.to_px(base.joint)}
+    hu = canvas.render(rng, haze_mm=1.0)
+    points = canvas.to_px(np.array(list(marks.values())))
+    landmarks = dict(zip(marks, points, strict=True)) | {"extent": canvas.to_px(base.extent), "line": canvas.to_px(base.joint)}
     air = np.zeros(shape, bool) if sinus is None else canvas.painted(sinus)
     return Section(hu, canvas.mask(strip), air, landmarks)
 
@@ -77,15 +78,16 @@ def make_warp(person: Person, rng):
         moved_x = x * (up + (front - up) * low * ahead + (back - up) * behind) + chin * ahead * np.clip((y - 15) / 40, 0, 1)
         moved_y = y * (up + (down - up) * low)
         phase = moved_x[:, None] * waves[:, 0] + moved_y[:, None] * waves[:, 1]  # (n, 7)
-        return np.stack([moved_x + (np.sin(phase + phases[0]) * gains[0]).sum(1),
-                         moved_y + (np.sin(phase + phases[1]) * gains[1]).sum(1)], axis=1)
+        calm = 1 - 0.65 * np.clip((-y - 45) / 30, 0, 1)  # the vault's curve is even
+        return np.stack([moved_x + calm * (np.sin(phase + phases[0]) * gains[0]).sum(1),
+                         moved_y + calm * (np.sin(phase + phases[1]) * gains[1]).sum(1)], axis=1)
 
     return warp
 
 
 def paint_skin(canvas, person, rng):
     """Head and neck as soft tissue, with fat below the skin of the nape and the chin and faint muscles."""
-    nose, lips, throat = rng.normal(0, 2.0), rng.normal(0, 1.3), rng.normal(0, 5)
+    nose, lips, throat = rng.normal(0, 2.4), rng.normal(0, 1.5), rng.normal(0, 6)
     open_mm = 0.0 if rng.random() < 0.75 else rng.uniform(1, 4)
     skin = [(-78, 150), (-67, 85), (-63, 55), (-71, 24), (-89, -6), (-97, -30), (-98, -52), (-90, -82), (-62, -115), (-22, -133),
             (22, -135), (60, -119), (85, -90), (94, -64), (95.5, -50), (94, -41), (100, -27), (108 + 0.6 * nose, -12),
@@ -115,14 +117,14 @@ def paint_vault(canvas, base, person, rng):
                   (-71 - bulge, -92), (-52, -108 - bulge), (-20, -122 - bulge), (20, -124), (54, -110), (75, -86), (83.5, -64),
                   (84, -50), (85, -42)])
     s = np.linspace(0, 1, len(mid))
-    child = np.interp(person.age_y, (6, 16), (0.75, 1.05)) * rng.uniform(0.85, 1.15)
+    child = np.interp(person.age_y, (6, 16), (0.75, 1.05)) * rng.uniform(0.85, 1.35)
     thick = child * np.interp(s, (0, 0.06, 0.16, 0.22, 0.35, 0.6, 0.85, 0.95, 1),
                               (2.0, 5.0, 7.5, 8.6, 6.5, 6.0, 6.5, 8.5, 8.5)) * np.exp(0.05 * waver(rng, len(mid), 6))
     inside = np.vstack([mid, base.planum[::-1], base.sella[::-1], base.endo[::-1]])
     canvas.haze(inside, -rng.uniform(0, 80))  # grey values are lower inside the skull (beam hardening)
     canvas.stroke(mid, thick, canvas.tissue(CORTICAL * rng.uniform(0.9, 1.3), 60))
     core = np.maximum(thick - rng.uniform(2.4, 3.2) * np.exp(0.15 * waver(rng, len(mid), 4)), 0.2)
-    canvas.stroke((mid + normals(mid) * 0.25)[2:-3], core[2:-3], canvas.tissue(rng.uniform(380, 620), 130))
+    canvas.stroke((mid + normals(mid) * 0.25)[2:-3], core[2:-3], canvas.tissue(rng.uniform(260, 600), 130))
     outward = normals(mid)
     for at in rng.choice(np.arange(20, 95), 2, replace=False):
         width, tone = rng.uniform(0.5, 1.5), rng.choice([110.0, 300.0])
@@ -132,52 +134,65 @@ def paint_vault(canvas, base, person, rng):
     return mid, thick
 
 
-def paint_airway(canvas, base, person, rng):
-    """Pharynx with adenoid, soft palate, oral air, epiglottis and hyoid."""
+def paint_airway(canvas, base, person, rng) -> dict[str, np.ndarray]:
+    """Pharynx with adenoid, soft palate, oral air, epiglottis and hyoid; returns landmarks in mm."""
     air, soft = canvas.tissue(AIR + 8, 0, 0.2), canvas.tissue(SOFT - 5, 0, 1.0)
-    adenoid = np.clip(rng.normal(np.interp(person.age_y, (6, 9, 14, 20), (8, 8, 4, 1)), 2.2), 0, 12)
-    narrow = rng.normal(0, 1.5)
-    roof = base.under[np.argmin(np.abs(base.under[:, 0] - 29))] + (0, 4.0 + 0.5 * adenoid)
-    lump = waver(rng, 6, 1.0) * 0.9
-    wall = [roof + (-3 - 0.3 * adenoid, 5 + 0.4 * adenoid + lump[0]), (19 + 0.7 * adenoid, 8 + 0.6 * adenoid),
-            (15.5 + 0.25 * adenoid + lump[1], 20), (11.5 + lump[2], 33),
-            (9 + lump[3], 48), (7.5 + lump[4], 65), (6, 85), (2, 150)]
-    front = [(24, 150), (22, 100), (19 + narrow, 82), (17 + narrow, 68), (22 + narrow, 58), (21 + narrow, 46),
-             (24.5 + narrow, 35), (26, 30), (30, 20), (38, 11), (41.5, 6.5), (38.5, 2)]
-    nasal = [roof + (7.5, 1.5), roof + (5, -0.5)]
-    canvas.fill(spline(np.array(front + nasal + wall), True, 5), air)
-    uvula = np.array([24.5, 31]) + rng.normal(0, 1.2, 2)
-    canvas.stroke(spline([(44, 7.5), (37, 11), (30, 20), uvula], steps=6),
-                  np.interp(np.arange(19), (0, 9, 15, 18), (3.5, 7.0, 6.0, 3.0)) * rng.uniform(0.8, 1.15), soft)
-    canvas.stroke(spline([(28 + narrow, 69), (21.5 + narrow, 60), (17 + narrow, 51), (15.5 + narrow, 46.5 + rng.normal(0, 2))],
-                         steps=5), np.linspace(4.5, 1.5, 16), soft)  # epiglottis
-    if rng.random() < 0.65:  # air between tongue and palate
-        w = rng.uniform(0.4, 4.5)
-        back = rng.uniform(0, 1)
+    adenoid = np.clip(rng.normal(np.interp(person.age_y, (6, 9, 14, 20), (8, 8, 4, 1)), 2.8), 0, 13)
+    narrow, thick = rng.normal(0, 1.8), rng.normal(0, 1.2)  # of the airway, and of the wall behind it
+    roof = base.under[np.argmin(np.abs(base.under[:, 0] - rng.uniform(26, 32)))] + (0, rng.uniform(2.5, 6.5) + 0.5 * adenoid)
+    lump = waver(rng, 7, 1.0) * np.array([0.8, 1.3, 1.3, 1.0, 0.8, 0.8, 0.8])
+    wall = [roof + (-2 - 0.3 * adenoid + lump[0], 3 + 0.4 * adenoid), (19 + 0.7 * adenoid + lump[1], 8 + 0.6 * adenoid),
+            (16.5 + 0.5 * adenoid + thick + lump[2], 14 + 0.4 * adenoid), (15.5 + 0.2 * adenoid + thick + lump[3], 22),
+            (11.5 + thick + lump[4], 33), (9 + thick + lump[5], 48), (7.5 + thick + lump[6], 65), (6, 85), (2, 150)]
+    base_of_tongue = rng.normal(0, 1.3, 4)
+    front = [(24, 150), (22, 100), (19 + narrow, 82), (17 + narrow + base_of_tongue[0], 68), (22 + narrow, 58),
+             (21 + narrow + base_of_tongue[1], 46), (24.5 + narrow + base_of_tongue[2], 35), (26, 30), (30, 20 + base_of_tongue[3]),
+             (38, 11), (41.5, 6.5), (38.5, 2)]
+    nasal = [roof + (rng.uniform(5, 9), rng.uniform(0.5, 3)), roof + (rng.uniform(2, 5), rng.uniform(-1, 0.5))]
+    outline = spline(np.array(front + nasal + wall), True, 5)
+    canvas.fill(inset(outline, 0.25 * waver(rng, len(outline), 1.0)), air)
+    uvula = np.array([24.5, 31]) + rng.normal(0, 1.6, 2)
+    canvas.stroke(spline([(44, 7.5), (37, 11 + rng.normal(0, 0.8)), (30, 20), uvula], steps=6),
+                  np.interp(np.arange(19), (0, 9, 15, 18), (3.5, 7.0, 6.0, 3.0)) * rng.uniform(0.75, 1.3), soft)
+    reach = rng.normal(0, 2.2, 2)
+    canvas.stroke(spline([(28 + narrow, 69), (21.5 + narrow, 60), (17.5 + narrow + 0.5 * reach[0], 51), (16 + narrow + reach[0], 46 + reach[1])],
+                         steps=5), np.linspace(rng.uniform(3, 5), rng.uniform(1.0, 2.0), 16), soft)  # epiglottis
+    if rng.random() < 0.5:  # vallecula before the epiglottis
+        canvas.fill(ellipse((24.5 + narrow, 57), (rng.uniform(1, 2.4), rng.uniform(2, 4)), rng.uniform(-50, -15), rng, 0.1), air)
+    if rng.random() < 0.6:  # air between tongue and palate
+        w = rng.uniform(0.3, 4.5)
+        back = rng.uniform(-0.6, 1)
         canvas.fill(spline([uvula + (3, 0.5), (38, 18), (50, 12 - 0.3 * w), (62 + 14 * back, 11 + 2 * back),
                             (62 + 14 * back, 12 + 2 * back + 0.5 * w), (50, 13 + w), (39, 19.5 + w),
                             uvula + (5, 3.0)], True, 5), air)
     if rng.random() < 0.25:  # lips apart: air before the teeth
         canvas.haze(ellipse((100.5, 33), (1.5, 5), 10, rng, 0.1), rng.uniform(-900, -300))
     if rng.random() < 0.85:
-        hyoid = ellipse((36 + narrow, 64 + rng.normal(0, 2)), (2.3, 4.8), rng.uniform(-35, -5), rng, 0.06)
-        paint_bone(canvas, hyoid, rng, 900 * rng.uniform(0.7, 1.2), 0.8, 250, 60)
+        hyoid = ellipse((36 + narrow + rng.normal(0, 1.5), 64 + rng.normal(0, 3)), (rng.uniform(1.5, 2.6), rng.uniform(3.2, 5.5)),
+                        rng.uniform(-55, 5), rng, 0.1)
+        paint_bone(canvas, hyoid, rng, 900 * rng.uniform(0.6, 1.3), 0.8, rng.uniform(100, 300), 60)
+    return {"pharynx": np.array([23.0 + 0.5 * adenoid, 21.0]), "uvula": np.array([33.0, 15.5])}
 
 
-def paint_spine(canvas, person, rng):
-    """Atlas, axis, C3 to C7 with discs, and the spinous processes behind them."""
-    cortex, spongy = CORTICAL * rng.uniform(0.7, 1.05), rng.uniform(280, 430)
+def paint_spine(canvas, person, rng) -> dict[str, np.ndarray]:
+    """Atlas, axis, C3 to C7 with discs, and the spinous processes behind them; returns landmarks in mm."""
+    cortex, spongy = CORTICAL * rng.uniform(0.7, 1.05), rng.uniform(220, 430)
     child = person.age_y < 12
 
     def bone(points, mm=1.0):
         paint_bone(canvas, spline(points, True, 4), rng, cortex, mm, spongy, 110)
 
-    lean = rng.normal(-0.12, 0.1)  # sideways drift for each mm down
+    lean = rng.normal(-0.12, 0.11)  # sideways drift for each mm down
     shift = lambda pts: [(x + lean * (y - 8), y) for x, y in pts]  # noqa: E731
-    jig = rng.normal(0, 0.5, (6, 2))
-    bone(np.array(shift([(7, 8), (10.2, 9), (11.6, 13), (10, 17.3), (6.8, 16), (6.2, 12)])) + jig, 1.2)
-    bone(shift([(-4.5, 10), (-1.5, 6.2), (2.5, 6.0), (5, 9.5), (4.3, 15), (3.6, 20), (5.2, 27), (6.6, 35.5), (2, 36.2),
-                (-6.8, 35), (-6.2, 25), (-4.4, 18)]))
+    arch = np.array(shift([(7, 8), (10.2, 9), (11.6, 13), (10, 17.3), (6.8, 16), (6.2, 12)]))
+    arch = arch.mean(0) + (arch - arch.mean(0)) * rng.uniform(0.8, 1.2, 2) + rng.normal(0, 0.6, (6, 2))
+    bone(arch + rng.normal(0, 0.7, 2), rng.uniform(0.9, 1.6))
+    dens = np.array(shift([(-4.5, 10), (-1.5, 6.2), (2.5, 6.0), (5, 9.5), (4.3, 15), (3.6, 20), (5.2, 27), (6.6, 35.5), (2, 36.2),
+                           (-6.8, 35), (-6.2, 25), (-4.4, 18)]))
+    dens[:5, 1] += rng.normal(0, 1.3)
+    bone(dens + rng.normal(0, 0.5, (12, 2)))
+    if rng.random() < (0.25 if person.age_y < 10 else 0.02):  # terminal ossicle at the tip of the dens
+        bone(ellipse(dens[1:3].mean(0) - (0, 2.5), (2.0, 1.2), rng.uniform(-20, 20), rng, 0.1, 8), 0.6)
     if child or rng.random() < 0.35:  # dentocentral synchondrosis or its trace
         y = rng.uniform(21, 24)
         canvas.stroke(shift(spline([(-5.5, y), (-1, y + rng.normal(0, 0.8)), (4.5, y)], steps=3)), rng.uniform(0.5, 1.3),
@@ -201,5 +216,4 @@ def paint_spine(canvas, person, rng):
         paint_bone(canvas, spline(points, True, 3), rng, cortex * 1.1, thick, spongy * fill, 110)
         y += rng.uniform(12.5, 16.5)
         x -= rng.uniform(0.2, 1.4)
-
-
+    return {"atlas": arch.mean(0), "dens": dens[[0, 4]].mean(0), "axis": dens[[6, 10]].mean(0)}

@@ -70,9 +70,9 @@ def draw_base(rng, person: Person, off_mm: float) -> Base:
     hollow, far_hollow = np.clip(rng.normal(0.7, 0.7, 2), -0.5, 1.9)
     sag = np.array([-np.sin(gentle), -np.cos(gentle)])
     lift = rng.normal(-2.2, 1.3)
-    under = spline([(0.8 + 0.5 * tip, 0.4 + 0.6 * tip), 0.33 * end + hollow * sag + (0.2, 0.5), 0.7 * end + 0.7 * far_hollow * sag,
+    under = spline([(0.1 - 0.1 * tip, 0.4 + 0.45 * tip), (0.9 + 0.4 * tip, 0.2 + 0.3 * tip), 0.33 * end + hollow * sag + (0.2, 0.5), 0.7 * end + 0.7 * far_hollow * sag,
                     end, end + (5.5, 0.4 * lift - 1.0 + rng.normal(0, 0.8)), end + (12.5, lift - 1.2 + rng.normal(0, 1.0)),
-                    end + (rng.uniform(17, 22.5), lift - 3.0 + rng.normal(0, 1.4))], steps=7)[::-1]
+                    end + (rng.uniform(17, 22.5), lift - 3.0 + rng.normal(0, 1.4))], steps=6)[::-1]
     under[-4:] += curl[::-1]
     under[1:-8, 1] += 0.15 * waver(rng, len(under) - 9, 1.5)
     front = spline([planum[-1] + (0.8, 1.5), 0.5 * (planum[-1] + under[0]) + (1.0 + rng.normal(0, 1.4), 0),
@@ -136,9 +136,10 @@ def paint_cortex(canvas: Canvas, base: Base, person: Person, rng, spongy_hu: flo
     strength[above] *= rng.uniform(0.3, 1.05)
     strength = np.convolve(np.r_[strength[-2:], strength, strength[:2]], np.ones(5) / 5, "valid")
     near_tip = np.exp(-rise / rng.uniform(3, 8))
-    depth *= np.exp(0.28 * waver(rng, n)) * (1 + rng.uniform(0.0, 1.3) * near_tip)
-    strength *= (1 + 0.25 * near_tip) * np.exp(0.2 * waver(rng, n, 2.0))
-    strength *= np.where(waver(rng, n, 1.5) > 1.9, rng.uniform(0.1, 0.7), 1)  # short breaks: small vessels, partial volume
+    depth *= np.exp(0.33 * waver(rng, n)) * (1 + rng.uniform(0.0, 1.3) * near_tip)
+    strength *= (1 + 0.25 * near_tip) * np.exp(0.28 * waver(rng, n, 2.0))
+    for length, rare in ((1.5, 1.9), (4.0, 1.6)):  # short and longer breaks: small vessels, partial volume
+        strength *= np.where(waver(rng, n, length) > rare, rng.uniform(0.05, 0.7), 1)
     healing = rng.uniform(0, 0.6, 2) * (person.fusion.scar if closed >= 1 else 1 - closed)
     for at, gone in ((4, 1.0 if closed <= 0 else healing[0]), (-5, 1.0 if closed < 1 else healing[1])):
         distance = np.sqrt(((outline - base.joint[at]) ** 2).sum(1))
@@ -194,12 +195,13 @@ def paint_scar(canvas: Canvas, path, fusion, clear, rng, spongy_hu: float) -> No
     fading with the years."""
     n, whole = len(path), fusion.closed >= 1
     strength = 1 / (1 + np.exp((SCAR_VISIBLE - fusion.scar) / 0.05)) if whole else rng.uniform(0.1, 0.6)
-    kind = rng.choice(["bright", "dark", "both"], p=[0.6, 0.22, 0.18] if whole else [0.8, 0.2, 0.0])
+    dim = 0.22 if spongy_hu > 220 else 0.0  # a dark line shows in dense bone only
+    kind = rng.choice(["bright", "dark", "both"], p=[0.82 - dim, dim, 0.18] if whole else [0.8, 0.2, 0.0])
     shut = (_U >= 0.0) & (_U <= min(fusion.closed, 1.0)) & (_U > 0.03) & (_U < 0.97)
     kept = waver(rng, n, 2.5) > -1.7 + 1.3 * (1 - strength) + rng.uniform(0, 0.6)
-    bright = rng.uniform(220, 520) * np.clip(0.85 + 0.35 * waver(rng, n, 2.0), 0, 1.3)
+    bright = rng.uniform(260, 540) * np.clip(0.85 + 0.35 * waver(rng, n, 2.0), 0, 1.3)
     dark = rng.uniform(0.6, 0.95) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
-    lines = {"bright": ((bright, rng.uniform(0.8, 1.5)),), "dark": ((dark, rng.uniform(0.6, 1.0)),),
+    lines = {"bright": ((bright, rng.uniform(0.9, 1.5)),), "dark": ((dark, rng.uniform(0.7, 1.1)),),
              "both": ((0.8 * bright, rng.uniform(1.5, 2.2)), (1.3 * dark, rng.uniform(0.4, 0.6)))}[str(kind)]
     for tone, width in lines:
         change = tone * strength * clear
