@@ -14,6 +14,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from sos.errors import CohortError
 from sos.phantom import population, scanner
+from sos.phantom.cranial_base import draw_base
 from sos.phantom.population import TRANSITION_AGE_Y, TRANSITION_SD_Y, draw_person, fuse
 from sos.phantom.write import COLUMNS, draw_patient, write_cohort
 
@@ -25,7 +26,8 @@ def people():
 
 @pytest.fixture(scope="module")
 def patients():
-    return [draw_patient(2, i) for i in range(40)]
+    """Sections without the scanner's noise of more patients than fit into a test as files."""
+    return [draw_patient(2, i) for i in range(150)]
 
 
 @pytest.fixture(scope="module")
@@ -116,32 +118,74 @@ def test_the_joint_is_where_real_slices_have_it(patients):
     assert 7 < np.median(length_mm) < 18
 
 
-def test_an_open_joint_and_the_sinus_are_disjoint(patients):
-    still_open = [p for p in patients if p.person.fusion.closed < 1]
-    assert len(still_open) > 10 and sum(p.section.sinus.any() for p in still_open) > 5
-    for p in still_open:
-        assert not (p.section.joint & p.section.sinus).any()
+def test_the_joint_and_the_sinus_are_disjoint_and_the_sinus_grows_with_age(patients):
+    for p in patients:
+        assert not (p.section.joint & p.section.sinus).any(), p.patient_id
+    size = [p.section.sinus.sum() * p.exposure.voxel_mm**2 for p in patients]
+    assert np.corrcoef([p.person.age_y for p in patients], size)[0, 1] > 0.2
+    assert min(size) == 0 and max(size) > 250
 
 
-def along_the_line(p, low, high):
-    """Hounsfield units along the joint's line between two shares of its length, before the scanner."""
+def along_the_line(p, low, high, aside_mm=0.0):
+    """Hounsfield units along the joint's line between two shares of its length, or `aside_mm` beside it, before the scanner."""
     line = p.section.landmarks["line"]
+    along = np.gradient(line, axis=0)
+    normal = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.hypot(*along.T)[:, None]
     share = np.linspace(-0.08, 1.08, len(line))
-    x, y = np.rint(line[(share > low) & (share < high)]).astype(int).T
+    x, y = np.rint(line + aside_mm / p.exposure.voxel_mm * normal)[(share > low) & (share < high)].astype(int).T
     return p.section.hu[y, x]
 
 
+def dip(p, low, high):
+    """How much darker (HU) the joint's line is than the bone 3 mm to both sides of it."""
+    sides = [np.median(along_the_line(p, low, high, side)) for side in (-3.0, 3.0)]
+    return np.mean([side for side in sides if side > 80] or [np.nan]) - np.median(along_the_line(p, low, high))
+
+
 def test_open_joints_are_dark_and_fused_ones_have_no_gap(patients):
-    by_stage = {k: [p for p in patients if p.person.fusion.stage == k] for k in range(1, 6)}
-    assert min(map(len, by_stage.values())) >= 4
-    spongy = np.median([along_the_line(p, 0.15, 0.85).mean() for p in by_stage[5]])
-    open_ = [along_the_line(p, 0.15, 0.85).mean() for p in by_stage[1]]
-    assert max(open_) < spongy - 40
-    for p in by_stage[5]:  # bone from cortex to cortex, nothing as dark as cartilage for as long as a gap
-        hu = along_the_line(p, 0.1, 0.9)
-        assert hu.mean() > max(110, np.median(open_) + 30)
+    """In a section without noise the open part of the joint is darker than the bone on both sides of it, the closed part is not."""
+    sharp = [p for p in patients if abs(p.exposure.off_mm) < 1.5]
+    by_stage = {k: [p for p in sharp if p.person.fusion.stage == k] for k in range(1, 6)}
+    assert min(map(len, by_stage.values())) >= 10
+    for p in by_stage[1]:
+        assert dip(p, 0.15, 0.85) > 80, p.patient_id
+    for p in by_stage[2]:
+        assert dip(p, min(p.person.fusion.closed + 0.15, 0.7), 0.95) > 50, p.patient_id
+    for p in by_stage[4] + by_stage[5]:  # bone all the way over the width of a gap, but for a dark patch of marrow; a scar is thinner
+        wide = np.mean([along_the_line(p, 0.1, 0.9, aside) for aside in (-0.7, 0.0, 0.7)], axis=0)
+        assert np.mean(wide < 70) < 0.3, p.patient_id
+    assert np.quantile([dip(p, 0.15, 0.85) for p in by_stage[5]], 0.9) < 70
+    # the line of a scar is thinner than a gap, or no darker than bone
+    assert np.mean([dip(p, 0.15, 0.85) for p in by_stage[4]]) < 0
     cortex = {k: np.median([along_the_line(p, 0.88, 1.04).max() for p in group]) for k, group in by_stage.items()}
-    assert max(cortex[k] for k in (1, 2, 3)) < 300 < 450 < cortex[5]  # the ectocranial cortex closes last
+    assert max(cortex[k] for k in (1, 2, 3)) < 320 < 420 < min(cortex[k] for k in (4, 5))  # the ectocranial cortex closes last
+
+
+def test_scars_can_be_seen_in_a_sharp_slice(patients):
+    """Most fresh scars differ from the bone beside them, in either direction; stage 5 does not."""
+    def line(p):
+        return np.median(np.abs(along_the_line(p, 0.15, 0.85) - np.median(along_the_line(p, 0.15, 0.85, 2.5))))
+
+    sharp = [p for p in patients if abs(p.exposure.off_mm) < 1.5]
+    fresh = [line(p) for p in sharp if p.person.fusion.closed >= 1 and p.person.fusion.scar > 0.5]
+    gone = [line(p) for p in sharp if p.person.fusion.scar < 0.25 and p.person.fusion.closed >= 1]
+    assert np.median(fresh) > 2 * np.median(gone)
+
+
+def test_shape_of_the_base_stays_within_published_ranges_and_varies(people):
+    """Clivus angle, the joint's distance from basion and sella depth, in mm and degrees before growth."""
+    bases = [draw_base(np.random.default_rng(i), person, 0.0) for i, person in enumerate(people[:400])]
+    rise = [b.endo[-1] - b.endo[4] for b in bases]
+    angle = np.rad2deg([np.arctan2(-v[1], v[0]) for v in rise])
+    assert np.quantile(angle, 0.01) > 53 and np.quantile(angle, 0.99) < 72 and angle.std() > 3
+    far = np.array([np.hypot(*b.joint[k]) for b in bases for k in (4, -5)])
+    assert far.min() > 16 and far.max() < 28 and far.std() > 1.5
+    length = [np.hypot(*(b.joint[-5] - b.joint[4])) for b in bases]
+    assert 7.5 < min(length) and max(length) < 20 and 11 < np.median(length) < 14
+    depth = np.array([b.sella[:, 1].max() - 0.5 * (b.sella[0, 1] + b.sella[-1, 1]) for b in bases])
+    assert 4 < depth.min() and depth.max() < 10.5 and np.mean((depth > 6) & (depth < 9.2)) > 0.8 and depth.std() > 0.6
+    off = [draw_base(np.random.default_rng(i), person, 4.0) for i, person in enumerate(people[:40])]
+    assert max(b.sella[:, 1].max() - b.sella[0, 1] for b in off) < 4  # a few mm off the midline there is no sella
 
 
 # scanner

@@ -20,8 +20,8 @@ SOFT = 45.0
 
 @dataclass(frozen=True)
 class Section:
-    """A drawn section: `hu` (h, w) float32; `joint` and `sinus` (h, w) bool; landmarks in pixels (x, y)
-    by name; `extent` and `line` (the joint from endo- to ectocranial, a little beyond both) are (n, 2)."""
+    """A drawn section: `hu` (h, w) float32; `joint` and `sinus` (h, w) bool; landmarks in pixels (x, y) by name, some of them
+    beyond the frame; `extent` and `line` (the joint from endo- to ectocranial, a little beyond both) are (n, 2)."""
 
     hu: np.ndarray
     joint: np.ndarray
@@ -40,18 +40,20 @@ def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, 
     paint_skin(canvas, person, rng)
     vault = paint_vault(canvas, base, person, rng)
     paint_nose(canvas, base, rng, off_mm)
-    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4], "sella": base.sella[base.sella[:, 1].argmax()],
-             "clivus": 0.5 * (base.endo[6] + base.under[-8]), "occiput": vault[0][16]}
+    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4], "sella": base.sella[base.sella[:, 1].argmax()] - (0, 3),
+             "clivus": 0.6 * base.centre, "occiput": vault[0][16]}
     marks |= paint_airway(canvas, base, person, rng)
     marks |= paint_spine(canvas, person, rng)
     paint_frontal(canvas, base, person, rng, *vault)
     marks |= paint_jaws(canvas, person, rng)
     strip = paint_base(canvas, base, person, rng, off_mm)
-    sinus = paint_sinus(canvas, base, person, rng, strip)
+    sinus = paint_sinus(canvas, base, person, rng)
     hu = canvas.render(rng, haze_mm=1.0)
     points = canvas.to_px(np.array(list(marks.values())))
     landmarks = dict(zip(marks, points, strict=True)) | {"extent": canvas.to_px(base.extent), "line": canvas.to_px(base.joint)}
     air = np.zeros(shape, bool) if sinus is None else canvas.painted(sinus)
+    if air.any():
+        landmarks["sinus"] = np.median(np.argwhere(air), axis=0)[::-1]
     return Section(hu, canvas.mask(strip), air, landmarks)
 
 
@@ -171,7 +173,7 @@ def paint_airway(canvas, base, person, rng) -> dict[str, np.ndarray]:
         hyoid = ellipse((36 + narrow + rng.normal(0, 1.5), 64 + rng.normal(0, 3)), (rng.uniform(1.5, 2.6), rng.uniform(3.2, 5.5)),
                         rng.uniform(-55, 5), rng, 0.1)
         paint_bone(canvas, hyoid, rng, 900 * rng.uniform(0.6, 1.3), 0.8, rng.uniform(100, 300), 60)
-    return {"pharynx": np.array([23.0 + 0.5 * adenoid, 21.0]), "uvula": np.array([33.0, 15.5])}
+    return {"pharynx": roof + (2.5, 8), "uvula": np.array([33.0, 15.5])}
 
 
 def paint_spine(canvas, person, rng) -> dict[str, np.ndarray]:

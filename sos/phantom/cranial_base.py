@@ -47,13 +47,13 @@ def draw_base(rng, person: Person, off_mm: float) -> Base:
     """Landmarks of one cranial base; away from the midline (`off_mm`) sella and dorsum flatten."""
     flexion = np.clip(rng.normal(0, 1), -2, 2)  # of the base: an upright clivus goes with a planum that falls forward
     steep = np.deg2rad(np.clip(62.5 + 2.8 * flexion + rng.normal(0, 2.6), 55, 70))
-    gentle = np.minimum(np.deg2rad(np.clip(31.5 + 2.2 * flexion + rng.normal(0, 4.0), 25, 40)), steep - np.deg2rad(22))
+    gentle = np.minimum(np.deg2rad(np.clip(31.5 + 2.2 * flexion + rng.normal(0, 4.0), 25, 40)), steep - np.deg2rad(24))
     length = np.clip(rng.normal(38.5, 2.3), 33, 44)
     direction, side = np.array([np.cos(steep), -np.sin(steep)]), np.array([np.sin(steep), np.cos(steep)])
     flat = max(0.2, 1 - 0.05 * off_mm**2)
     # joint ends: distances from basion along both cortices
     start_mm = np.clip(rng.normal(22.6, 1.9), 18, 26)
-    stop_mm = np.clip(start_mm + rng.normal(0.6, 1.9), 18, 26.5)
+    stop_mm = np.clip(start_mm + np.clip(rng.normal(0.6, 1.9), -2.5, 3.5), 18, 26.5)
     along = np.linspace(0, 1, 25)
     bow = np.clip(rng.normal(0.1, 0.8), -1.6, 1.3) * np.sin(np.pi * along) + rng.normal(0, 0.3) * np.sin(3 * np.pi * along)
     step = np.clip(rng.normal(0.1, 0.5), -0.9, 1.0) * (1 - 0.6 * person.fusion.closed)
@@ -157,7 +157,7 @@ def paint_joint(canvas: Canvas, base: Base, person: Person, rng, off_mm: float, 
     fusion, path, n = person.fusion, base.joint, len(_U)
     clear = CLARITY * max(0.4, 1 - 0.035 * off_mm**2)
     wedge = 1 + np.clip(rng.normal(0.15, 0.3), -0.4, 0.7) * (_U - 0.5) + 0.3 * np.abs(2 * _U - 1) ** 3
-    gap = fusion.gap_mm * rng.uniform(0.7, 1.05) * wedge * np.exp(0.25 * waver(rng, n, 2.5))
+    gap = fusion.gap_mm * np.minimum(rng.uniform(0.7, 1.05) * wedge * np.exp(0.25 * waver(rng, n, 2.5)), 1.45)
     beads = clear * rng.uniform(0.75, 1.05) * np.clip(1 + rng.uniform(0, 0.35) * waver(rng, n, 1.5), 0.4, 1.15)
     gristle_hu = spongy_hu - beads * (spongy_hu - CARTILAGE - rng.uniform(-25, 25))
     if fusion.closed < 1:
@@ -200,9 +200,9 @@ def paint_scar(canvas: Canvas, path, fusion, clear, rng, spongy_hu: float) -> No
     shut = (_U >= 0.0) & (_U <= min(fusion.closed, 1.0)) & (_U > 0.03) & (_U < 0.97)
     kept = waver(rng, n, 2.5) > -1.7 + 1.3 * (1 - strength) + rng.uniform(0, 0.6)
     bright = rng.uniform(260, 540) * np.clip(0.85 + 0.35 * waver(rng, n, 2.0), 0, 1.3)
-    dark = rng.uniform(0.6, 0.95) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
-    lines = {"bright": ((bright, rng.uniform(0.9, 1.5)),), "dark": ((dark, rng.uniform(0.7, 1.1)),),
-             "both": ((0.8 * bright, rng.uniform(1.5, 2.2)), (1.3 * dark, rng.uniform(0.4, 0.6)))}[str(kind)]
+    dark = rng.uniform(0.7, 1.0) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
+    lines = {"bright": ((bright, rng.uniform(0.9, 1.5)),), "dark": ((dark, rng.uniform(0.8, 1.2)),),
+             "both": ((bright, rng.uniform(1.6, 2.4)), (dark, rng.uniform(0.4, 0.6)))}[str(kind)]
     for tone, width in lines:
         change = tone * strength * clear
         half = (0.5 * width * np.exp(0.2 * waver(rng, n, 2.0)))[:, None] * normals(path)

@@ -54,13 +54,14 @@ def paint_ethmoid(canvas: Canvas, base: Base, rng) -> None:
     full = canvas.tissue(rng.uniform(-850, 40), 0, 0.5)
     air = canvas.tissue(rng.uniform(-1000, -850))
     x, y = base.planum[-1] + (rng.uniform(0, 2), 0)
-    for _ in range(rng.integers(2, 8)):
-        radii = np.array([rng.uniform(1.0, 3.2), rng.uniform(1.5, 4.8)])
-        centre = (x + radii[0], y + rng.uniform(1.2, 2.5) + radii[1] + (rng.uniform(2, 7) if rng.random() < 0.35 else 0))
-        cell = ellipse(centre, radii, rng.uniform(-45, 45), rng, 0.1, 12)
+    size = rng.uniform(0.7, 1.4)
+    for _ in range(rng.integers(1, 9)):
+        radii = size * np.exp(0.4 * rng.standard_normal(2)) * (1.7, 2.4)
+        centre = (x + radii[0], y + rng.uniform(1.0, 2.5) + radii[1] + (rng.uniform(1, 9) if rng.random() < 0.5 else 0))
+        cell = ellipse(centre, radii, rng.uniform(-70, 70), rng, 0.14, 14)
         canvas.fill(inset(cell, -rng.uniform(0.4, 0.8)), wall)
         canvas.fill(cell, full if rng.random() < 0.3 else air)
-        x += radii[0] * rng.uniform(0.6, 2.2)
+        x += radii[0] * rng.uniform(0.3, 2.3)
 
 
 def paint_nose(canvas: Canvas, base: Base, rng, off_mm: float) -> None:
@@ -78,8 +79,9 @@ def paint_nose(canvas: Canvas, base: Base, rng, off_mm: float) -> None:
             centre = (rng.uniform(54, ahead), rng.uniform(-29, -16))
         else:
             centre = (rng.uniform(44, ahead), rng.uniform(-9, -1))
-        canvas.haze(ellipse(centre, (rng.uniform(6, 17), rng.uniform(3, 7.5)), rng.uniform(-45, 10), rng, 0.12),
-                    dark * rng.uniform(0.3, 1.05))
+        space = ellipse(centre, (rng.uniform(6, 19), rng.uniform(3, 8)), rng.uniform(-45, 10), rng, 0.12) - centre
+        for scale in np.linspace(1, rng.uniform(0.35, 0.95), 4):  # its edge may be sharp or a slope of a centimetre
+            canvas.haze(centre + scale * space, dark * 0.25 * rng.uniform(0.4, 1.1))
     back = rng.uniform(0, 14)  # choana: the pharynx' air fades forward into the nose
     canvas.haze(spline([low + (1, 0), (41, -6 - 0.3 * back), (46 + back, -4 - 0.2 * back), (52 + back, 1.0), (48, 5), (37, 8), (30, 6)], True, 4),
                 rng.uniform(-1000, -350))

@@ -11,14 +11,13 @@ from .cranial_base import AIR, Base
 from .population import Person
 
 
-def paint_sinus(canvas: Canvas, base: Base, person: Person, rng, strip) -> int | None:
-    """Paint the sinus into the sphenoid body, clear of the joint's `strip` (mm); returns its tissue code (None where there is
-    none)."""
+def paint_sinus(canvas: Canvas, base: Base, person: Person, rng) -> int | None:
+    """Paint the sinus into the sphenoid body, clear of the joint; returns its tissue code (None where there is none)."""
     grown = np.interp(person.age_y, (3, 7, 11, 15), (0, 0.4, 0.75, 0.95)) * rng.uniform(0.6, 1.15) + rng.normal(0, 0.15)
     if grown < 0.12 or rng.random() < 0.03:
         return None
     patch = Patch(canvas, base.outline)
-    allowed, behind = room(patch, base, person, rng, strip)
+    allowed, behind = room(patch, base, person, rng)
     lobes = draw_lobes(base, rng, min(grown, 1.1), behind)
     shape = patch.soften(patch.draw(*lobes), rng.uniform(0.4, 0.9))
     for _ in range(rng.integers(0, 4)):  # septa and spurs
@@ -37,7 +36,7 @@ def paint_sinus(canvas: Canvas, base: Base, person: Person, rng, strip) -> int |
     return fill_sinus(canvas, patch, shape, lobes, base, rng, air)
 
 
-def room(patch: Patch, base: Base, person: Person, rng, strip):
+def room(patch: Patch, base: Base, person: Person, rng):
     """Where the sinus may lie: inside the bone and ahead of the joint (drawing of the patch), and the x in mm of its back."""
     fused = person.fusion.closed >= 1
     margin = (1.3 if fused else person.fusion.gap_mm / 2 + 1.6) + rng.exponential(2.0 if fused else 2.5)
@@ -48,7 +47,7 @@ def room(patch: Patch, base: Base, person: Person, rng, strip):
     most = ((base.joint - base.joint[0]) @ ahead).max()
     wall = base.joint[0] + (most + margin) * ahead
     patch.add(allowed, 0, np.vstack([wall - 3 * chord, wall + 4 * chord, wall + 4 * chord - 80 * ahead,
-                                     wall - 3 * chord - 80 * ahead]), strip)
+                                     wall - 3 * chord - 80 * ahead]), band(base.joint, 1.6 * person.fusion.gap_mm + 1.4))
     return patch.soften(allowed, 0.6, 200), wall[0]
 
 
