@@ -137,9 +137,9 @@ def along_the_line(p, low, high, aside_mm=0.0):
 
 
 def dip(p, low, high):
-    """How much darker (HU) the joint's line is than the bone 3 mm to both sides of it."""
+    """How much darker (HU) the joint's line is than the bone 3 mm to both sides of it, the darker side where neither is air."""
     sides = [np.median(along_the_line(p, low, high, side)) for side in (-3.0, 3.0)]
-    return np.mean([side for side in sides if side > 80] or [np.nan]) - np.median(along_the_line(p, low, high))
+    return min(side for side in sides if side > -200) - np.median(along_the_line(p, low, high))
 
 
 def test_open_joints_are_dark_and_fused_ones_have_no_gap(patients):
@@ -147,14 +147,13 @@ def test_open_joints_are_dark_and_fused_ones_have_no_gap(patients):
     sharp = [p for p in patients if abs(p.exposure.off_mm) < 1.5]
     by_stage = {k: [p for p in sharp if p.person.fusion.stage == k] for k in range(1, 6)}
     assert min(map(len, by_stage.values())) >= 10
-    for p in by_stage[1]:
-        assert dip(p, 0.15, 0.85) > 80, p.patient_id
-    for p in by_stage[2]:
-        assert dip(p, min(p.person.fusion.closed + 0.15, 0.7), 0.95) > 50, p.patient_id
+    open_ = {1: [dip(p, 0.15, 0.85) for p in by_stage[1]],
+             2: [dip(p, min(p.person.fusion.closed + 0.15, 0.7), 0.95) for p in by_stage[2]]}
+    assert min(open_[1]) > 25 and min(map(np.median, open_.values())) > 120 and np.quantile(open_[2], 0.1) > 30
     for p in by_stage[4] + by_stage[5]:  # bone all the way over the width of a gap, but for a dark patch of marrow; a scar is thinner
         wide = np.mean([along_the_line(p, 0.1, 0.9, aside) for aside in (-0.7, 0.0, 0.7)], axis=0)
         assert np.mean(wide < 70) < 0.3, p.patient_id
-    assert np.quantile([dip(p, 0.15, 0.85) for p in by_stage[5]], 0.9) < 70
+    assert np.quantile([dip(p, 0.15, 0.85) for p in by_stage[5]], 0.9) < 60
     # the line of a scar is thinner than a gap, or no darker than bone
     assert np.mean([dip(p, 0.15, 0.85) for p in by_stage[4]]) < 0
     cortex = {k: np.median([along_the_line(p, 0.88, 1.04).max() for p in group]) for k, group in by_stage.items()}

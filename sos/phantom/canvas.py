@@ -1,5 +1,7 @@
 """The painter's tools of the phantom: polygons in millimetres on a supersampled canvas, curves, bands and textures."""
 
+from functools import cache
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
@@ -199,8 +201,16 @@ def ellipse(centre, radii, tilt_deg=0.0, rng=None, rough=0.0, points=20) -> np.n
 
 def waver(rng, n, length=3.0) -> np.ndarray:
     """Smooth noise (n,) with unit variance and a correlation length of about `length` points."""
-    noise = gaussian_filter(rng.standard_normal(n + 16), length, mode="wrap")[8:-8]
-    return noise * np.sqrt(2 * np.sqrt(np.pi) * length)
+    kernel = _bell(length)
+    return np.convolve(rng.standard_normal(n + len(kernel) - 1), kernel, "valid")
+
+
+@cache
+def _bell(length: float) -> np.ndarray:
+    """Gaussian of `length` points, scaled so that it keeps the variance of white noise."""
+    reach = int(3 * length + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / length) ** 2)
+    return kernel / np.sqrt((kernel**2).sum())
 
 
 def smooth_field(rng, shape, pixels) -> np.ndarray:

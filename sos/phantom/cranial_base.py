@@ -101,7 +101,7 @@ def draw_sella(rng, top, flat) -> np.ndarray:
 
 def paint_base(canvas: Canvas, base: Base, person: Person, rng, off_mm: float) -> np.ndarray:
     """Paint bone and joint; returns the joint's strip (polygon in mm)."""
-    spongy_hu = 150 + 230 * rng.beta(1.3, 1.8)
+    spongy_hu = 170 + 220 * rng.beta(1.3, 1.8)
     canvas.fill(base.outline, canvas.tissue(spongy_hu, rng.uniform(35, 80), 0.8))
     paint_marrow(canvas, base, rng, spongy_hu)
     paint_cortex(canvas, base, person, rng, spongy_hu)
@@ -157,7 +157,7 @@ def paint_joint(canvas: Canvas, base: Base, person: Person, rng, off_mm: float, 
     fusion, path, n = person.fusion, base.joint, len(_U)
     clear = CLARITY * max(0.4, 1 - 0.035 * off_mm**2)
     wedge = 1 + np.clip(rng.normal(0.15, 0.3), -0.4, 0.7) * (_U - 0.5) + 0.3 * np.abs(2 * _U - 1) ** 3
-    gap = fusion.gap_mm * np.minimum(rng.uniform(0.7, 1.05) * wedge * np.exp(0.25 * waver(rng, n, 2.5)), 1.45)
+    gap = fusion.gap_mm * np.minimum(rng.uniform(0.55, 1.05) * wedge * np.exp(0.25 * waver(rng, n, 2.5)), 1.45)
     beads = clear * rng.uniform(0.75, 1.05) * np.clip(1 + rng.uniform(0, 0.35) * waver(rng, n, 1.5), 0.4, 1.15)
     gristle_hu = spongy_hu - beads * (spongy_hu - CARTILAGE - rng.uniform(-25, 25))
     if fusion.closed < 1:

@@ -74,7 +74,7 @@ def paint_nose(canvas: Canvas, base: Base, rng, off_mm: float) -> None:
     septum = rng.random() < (0.65 if abs(off_mm) < 1.5 else 0.2)
     dark = rng.uniform(-900, -250) if septum else rng.uniform(-950, -600)
     ahead = 72 if septum else 90  # cartilage of the septum fills the front
-    for _ in range(rng.integers(1, 3) + (not septum)):  # wide spaces beside the septum: below the roof, and over the palate
+    for _ in range(rng.integers(2, 4) + (not septum)):  # wide spaces beside the septum: below the roof, and over the palate
         if rng.random() < 0.5:
             centre = (rng.uniform(54, ahead), rng.uniform(-29, -16))
         else:

@@ -16,14 +16,14 @@ def paint_sinus(canvas: Canvas, base: Base, person: Person, rng) -> int | None:
     grown = np.interp(person.age_y, (3, 7, 11, 15), (0, 0.4, 0.75, 0.95)) * rng.uniform(0.6, 1.15) + rng.normal(0, 0.15)
     if grown < 0.12 or rng.random() < 0.03:
         return None
-    patch = Patch(canvas, base.outline)
+    patch = Patch(canvas, base.outline[base.outline[:, 0] > base.joint[:, 0].min()])
     allowed, behind = room(patch, base, person, rng)
     lobes = draw_lobes(base, rng, min(grown, 1.1), behind)
     shape = patch.soften(patch.draw(*lobes), rng.uniform(0.4, 0.9))
-    for _ in range(rng.integers(0, 4)):  # septa and spurs
+    for _ in range(rng.integers(0, 3)):  # septa and spurs
         at = lobes[rng.integers(len(lobes))]
         k = rng.integers(len(at))
-        inner = at.mean(0) + rng.normal(0, 1, 2) + rng.uniform(-0.6, 0.9) * (at.mean(0) - at[k])
+        inner = at.mean(0) + rng.normal(0, 1, 2) + rng.uniform(-0.6, 0.7) * (at.mean(0) - at[k])
         patch.add(shape, 0, band(np.linspace(at[k] + 0.4 * (at[k] - at.mean(0)), inner, 7),
                                  np.linspace(rng.uniform(1.2, 2.0), rng.uniform(0.7, 1.0), 7)))
     shape = patch.soften(ImageChops.multiply(shape, allowed), rng.uniform(0.6, 1.7), 125)
