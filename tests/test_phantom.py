@@ -26,7 +26,7 @@ def people():
 
 @pytest.fixture(scope="module")
 def patients():
-    """Sections without the scanner's noise of more patients than fit into a test as files."""
+    """Patients with their sections before the scanner, `section.hu`, which hold no noise."""
     return [draw_patient(2, i) for i in range(150)]
 
 

@@ -40,8 +40,8 @@ def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, 
     paint_skin(canvas, person, rng)
     vault = paint_vault(canvas, base, person, rng)
     paint_nose(canvas, base, rng, off_mm)
-    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4], "sella": base.sella[base.sella[:, 1].argmax()] - (0, 3),
-             "clivus": 0.6 * base.centre, "occiput": vault[0][16]}
+    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4],
+             "sella": base.sella[base.sella[:, 1].argmax()] - (0, 3), "clivus": 0.6 * base.centre, "occiput": vault[0][16]}
     marks |= paint_airway(canvas, base, person, rng)
     marks |= paint_spine(canvas, person, rng)
     paint_frontal(canvas, base, person, rng, *vault)
@@ -82,7 +82,7 @@ def make_warp(person: Person, rng):
         moved = np.empty((len(points), 2))
         moved[:, 0] = x * (up + (front - up) * low * ahead + (back - up) * ramp(-x / 40)) + chin * ahead * ramp((y - 15) / 40)
         moved[:, 1] = y * (up + (down - up) * low)
-        phase = moved[:, :1] * waves[:, 0] + moved[:, 1:] * waves[:, 1]  # (n, 7); no matrix product: the same bytes on any machine
+        phase = moved[:, :1] * waves[:, 0] + moved[:, 1:] * waves[:, 1]  # (n, 7); a matrix product rounds by machine
         return moved + calm[:, None] * (np.sin(phase + phases) * gains).sum(2).T
 
     return warp
@@ -106,10 +106,12 @@ def paint_skin(canvas, person, rng):
     canvas.stroke(spline([(-66, 110), (-61, 85), (-57, 55), (-64, 25), (-80, 2), (-90, -18)]),
                   np.r_[np.full(30, thick), np.linspace(thick, 1, 11)], fat)
     canvas.stroke(spline([(46, 80), (64, 71), (84, 67.5), (95, 63)]), rng.uniform(1.5, 3.5), fat)
-    for _ in range(6):  # muscles of the nape and tongue: a few HU
-        x, y = (rng.uniform(-58, -15), rng.uniform(25, 80)) if rng.random() < 0.5 else (rng.uniform(30, 80), rng.uniform(18, 60))
-        canvas.haze(ellipse((x, y), (rng.uniform(4, 12), rng.uniform(2, 5)), rng.uniform(-80, 80), rng, 0.1),
-                    rng.uniform(-45, 18))
+    for _ in range(rng.integers(5, 14)):  # muscles and the fat between them, along the nape and in the tongue: a few HU
+        if rng.random() < 0.6:
+            centre, radii, tilt = (rng.uniform(-62, -12), rng.uniform(15, 95)), (rng.uniform(6, 26), rng.uniform(1.2, 4.5)), rng.normal(75, 14)
+        else:
+            centre, radii, tilt = (rng.uniform(30, 85), rng.uniform(18, 65)), (rng.uniform(4, 14), rng.uniform(2, 6)), rng.uniform(-80, 80)
+        canvas.haze(ellipse(centre, radii, tilt, rng, 0.12), rng.uniform(-50, 25))
 
 
 def paint_vault(canvas, base, person, rng):
@@ -125,14 +127,14 @@ def paint_vault(canvas, base, person, rng):
                               (2.0, 5.0, 7.5, 8.6, 6.5, 6.0, 6.5, 8.5, 8.5)) * np.exp(0.05 * waver(rng, len(mid), 6))
     inside = np.vstack([mid, base.planum[::-1], base.sella[::-1], base.endo[::-1]])
     canvas.haze(inside, -rng.uniform(0, 80))  # grey values are lower inside the skull (beam hardening)
-    canvas.stroke(mid, thick, canvas.tissue(CORTICAL * rng.uniform(0.9, 1.3), 60))
+    out = normals(mid) * thick[:, None] / 2
+    for side in (-out, out):  # the two tables
+        canvas.ribbon(mid, mid + side, CORTICAL * rng.uniform(0.75, 1.35) * np.exp(0.15 * waver(rng, len(mid), 3)), 60)
     core = np.maximum(thick - rng.uniform(2.4, 3.2) * np.exp(0.15 * waver(rng, len(mid), 4)), 0.2)
     canvas.stroke((mid + normals(mid) * 0.25)[2:-3], core[2:-3], canvas.tissue(rng.uniform(260, 600), 130))
-    outward = normals(mid)
     for at in rng.choice(np.arange(20, 95), 2, replace=False):
         width, tone = rng.uniform(0.5, 1.5), rng.choice([110.0, 300.0])
-        zigzag = np.c_[np.linspace(-1.05, 1.05, 9)] * outward[at] * thick[at] / 2 + np.c_[0.5 * np.sin(np.arange(9) * 1.9),
-                                                                                          np.zeros(9)]
+        zigzag = np.c_[np.linspace(-1.05, 1.05, 9)] * out[at] + np.c_[0.5 * np.sin(np.arange(9) * 1.9), np.zeros(9)]
         canvas.stroke(mid[at] + zigzag, width, canvas.tissue(tone))
     return mid, thick
 
@@ -157,9 +159,10 @@ def paint_airway(canvas, base, person, rng) -> dict[str, np.ndarray]:
     uvula = np.array([24.5, 31]) + rng.normal(0, 1.6, 2)
     canvas.stroke(spline([(44, 7.5), (37, 11 + rng.normal(0, 0.8)), (30, 20), uvula], steps=6),
                   np.interp(np.arange(19), (0, 9, 15, 18), (3.5, 7.0, 6.0, 3.0)) * rng.uniform(0.75, 1.3), soft)
-    reach = rng.normal(0, 2.2, 2)
-    canvas.stroke(spline([(28 + narrow, 69), (21.5 + narrow, 60), (17.5 + narrow + 0.5 * reach[0], 51), (16 + narrow + reach[0], 46 + reach[1])],
-                         steps=5), np.linspace(rng.uniform(3, 5), rng.uniform(1.0, 2.0), 16), soft)  # epiglottis
+    reach = rng.normal(0, 2.2, 3)
+    epiglottis = spline([(28 + narrow, 69), (21.5 + narrow + reach[2], 60 - 0.5 * reach[2]),
+                         (17.5 + narrow + 0.5 * reach[0], 51), (16 + narrow + reach[0], 46 + reach[1])], steps=5)
+    canvas.stroke(epiglottis, np.linspace(rng.uniform(3, 5), rng.uniform(1.0, 2.0), len(epiglottis)), soft)
     if rng.random() < 0.5:  # vallecula before the epiglottis
         canvas.fill(ellipse((24.5 + narrow, 57), (rng.uniform(1, 2.4), rng.uniform(2, 4)), rng.uniform(-50, -15), rng, 0.1), air)
     if rng.random() < 0.6:  # air between tongue and palate
@@ -188,8 +191,9 @@ def paint_spine(canvas, person, rng) -> dict[str, np.ndarray]:
     lean = rng.normal(-0.12, 0.11)  # sideways drift for each mm down
     shift = lambda pts: [(x + lean * (y - 8), y) for x, y in pts]  # noqa: E731
     arch = np.array(shift([(7, 8), (10.2, 9), (11.6, 13), (10, 17.3), (6.8, 16), (6.2, 12)]))
-    arch = arch.mean(0) + (arch - arch.mean(0)) * rng.uniform(0.8, 1.2, 2) + rng.normal(0, 0.6, (6, 2))
-    bone(arch + rng.normal(0, 0.7, 2), rng.uniform(0.9, 1.6))
+    arch = arch.mean(0) + (arch - arch.mean(0)) * rng.uniform(0.8, 1.15, 2) + rng.normal(0, 0.5, (6, 2))
+    arch += (max(0.4, rng.normal(1.2, 0.6) + 0.8 * child), rng.normal(0, 0.7))  # the joint before the dens is wider in children
+    bone(arch, rng.uniform(0.9, 1.6))
     dens = np.array(shift([(-4.5, 10), (-1.5, 6.2), (2.5, 6.0), (5, 9.5), (4.3, 15), (3.6, 20), (5.2, 27), (6.6, 35.5), (2, 36.2),
                            (-6.8, 35), (-6.2, 25), (-4.4, 18)]))
     dens[:5, 1] += rng.normal(0, 1.3)

@@ -70,8 +70,9 @@ def draw_base(rng, person: Person, off_mm: float) -> Base:
     hollow, far_hollow = np.clip(rng.normal(0.7, 0.7, 2), -0.5, 1.9)
     sag = np.array([-np.sin(gentle), -np.cos(gentle)])
     lift = rng.normal(-2.2, 1.3)
-    under = spline([(0.1 - 0.1 * tip, 0.4 + 0.45 * tip), (0.9 + 0.4 * tip, 0.2 + 0.3 * tip), 0.33 * end + hollow * sag + (0.2, 0.5), 0.7 * end + 0.7 * far_hollow * sag,
-                    end, end + (5.5, 0.4 * lift - 1.0 + rng.normal(0, 0.8)), end + (12.5, lift - 1.2 + rng.normal(0, 1.0)),
+    under = spline([(0.1 - 0.1 * tip, 0.4 + 0.45 * tip), (0.9 + 0.4 * tip, 0.2 + 0.3 * tip), 0.33 * end + hollow * sag + (0.2, 0.5),
+                    0.7 * end + 0.7 * far_hollow * sag, end, end + (5.5, 0.4 * lift - 1.0 + rng.normal(0, 0.8)),
+                    end + (12.5, lift - 1.2 + rng.normal(0, 1.0)),
                     end + (rng.uniform(17, 22.5), lift - 3.0 + rng.normal(0, 1.4))], steps=6)[::-1]
     under[-4:] += curl[::-1]
     under[1:-8, 1] += 0.15 * waver(rng, len(under) - 9, 1.5)
@@ -104,6 +105,7 @@ def paint_base(canvas: Canvas, base: Base, person: Person, rng, off_mm: float) -
     spongy_hu = 170 + 220 * rng.beta(1.3, 1.8)
     canvas.fill(base.outline, canvas.tissue(spongy_hu, rng.uniform(35, 80), 0.8))
     paint_marrow(canvas, base, rng, spongy_hu)
+    paint_variants(canvas, base, rng, spongy_hu)
     paint_cortex(canvas, base, person, rng, spongy_hu)
     return paint_joint(canvas, base, person, rng, off_mm, spongy_hu)
 
@@ -123,6 +125,23 @@ def paint_marrow(canvas: Canvas, base: Base, rng, spongy_hu: float) -> None:
                       canvas.tissue(spongy_hu - rng.uniform(60, 160), 30, 0.5))
 
 
+def paint_variants(canvas: Canvas, base: Base, rng, spongy_hu: float) -> None:
+    """Rare variants: a bar of bone over the sella, a canal that stayed open through its floor, a median canal in the clivus."""
+    kind = rng.random()
+    if kind < 0.04:
+        bar = [base.sella[3], base.sella[3] + (0.35, -0.06) * (base.sella[-3] - base.sella[3]) + (0, -0.6), base.sella[-3]]
+        canvas.stroke(spline(bar, steps=5), rng.uniform(0.6, 1.3), canvas.tissue(rng.uniform(350, 850), 60))
+    elif kind < 0.055:
+        floor = base.sella[base.sella[:, 1].argmax()]
+        below = base.under[np.argmin(np.abs(base.under[:, 0] - floor[0] - rng.uniform(0, 4)))]
+        canvas.stroke(spline([floor, 0.5 * (floor + below) + rng.normal(0, 0.6, 2), below], steps=5), rng.uniform(0.7, 1.4),
+                      canvas.tissue(rng.uniform(20, 80), 0, 0.3))
+    elif kind < 0.085:
+        mouth, end = base.endo[rng.integers(4, 8)], base.under[-rng.integers(8, 14)]
+        canvas.stroke(spline([mouth, 0.5 * (mouth + end) + rng.normal(0, 0.8, 2), end], steps=5)[: rng.integers(6, 11)],
+                      rng.uniform(0.6, 1.2), canvas.tissue(spongy_hu - rng.uniform(80, 160), 20, 0.3))
+
+
 def paint_cortex(canvas: Canvas, base: Base, person: Person, rng, spongy_hu: float) -> None:
     """Cortex round the whole base: of uneven depth and brightness, solid at basion, fainter on the inner side above the joint,
     and thinning out toward an open or lately closed growth plate."""
@@ -140,6 +159,10 @@ def paint_cortex(canvas: Canvas, base: Base, person: Person, rng, spongy_hu: flo
     strength *= (1 + 0.25 * near_tip) * np.exp(0.28 * waver(rng, n, 2.0))
     for length, rare in ((1.5, 1.9), (4.0, 1.6)):  # short and longer breaks: small vessels, partial volume
         strength *= np.where(waver(rng, n, length) > rare, rng.uniform(0.05, 0.7), 1)
+    ends = np.arange(n)[-16:], np.arange(10), np.arange(19, 37)  # tip from below, tip from above, dorsum's two faces
+    for one, other in ((ends[0], ends[1]), (ends[2][:6], ends[2][6:])):  # where a bone is thin, its two cortices meet
+        between = np.sqrt(((outline[one][:, None] - outline[other][None]) ** 2).sum(2))
+        depth[one], depth[other] = np.minimum(depth[one], 0.7 * between.min(1)), np.minimum(depth[other], 0.7 * between.min(0))
     healing = rng.uniform(0, 0.6, 2) * (person.fusion.scar if closed >= 1 else 1 - closed)
     for at, gone in ((4, 1.0 if closed <= 0 else healing[0]), (-5, 1.0 if closed < 1 else healing[1])):
         distance = np.sqrt(((outline - base.joint[at]) ** 2).sum(1))
@@ -149,7 +172,7 @@ def paint_cortex(canvas: Canvas, base: Base, person: Person, rng, spongy_hu: flo
     hard_hu = CORTICAL * rng.uniform(0.85, 1.2)
     hu = spongy_hu + (hard_hu - spongy_hu) * np.clip(strength, 0.02, 1.25)
     ring = np.r_[:n, 0]
-    canvas.ribbon(outline[ring], inset(outline, np.clip(depth, 0.35, 2.8))[ring], hu[ring])
+    canvas.ribbon(outline[ring], inset(outline, np.clip(depth, 0.3, 2.8))[ring], hu[ring])
 
 
 def paint_joint(canvas: Canvas, base: Base, person: Person, rng, off_mm: float, spongy_hu: float) -> np.ndarray:

@@ -33,7 +33,7 @@ def paint_frontal(canvas: Canvas, base: Base, person: Person, rng, mid, thick) -
                            0.4)
         canvas.stroke(path, width + 2.2, hard)
         canvas.stroke(path, width, canvas.tissue(AIR + 15))
-        for k in rng.choice(np.arange(2, len(path) - 1), rng.integers(0, 3) if grown > 0.5 else 0, replace=False):
+        for k in rng.choice(np.arange(2, len(path) - 1), min(rng.poisson(0.6), 3) if grown > 0.5 else 0, replace=False):
             across = normals(path)[k] * thick[::-1][k + 1] * 0.5
             canvas.stroke(path[k] + np.array([-1.0, rng.uniform(-0.4, 0.4), 1.0])[:, None] * across, rng.uniform(0.5, 1.1),
                           canvas.tissue(500))
@@ -83,8 +83,8 @@ def paint_nose(canvas: Canvas, base: Base, rng, off_mm: float) -> None:
         for scale in np.linspace(1, rng.uniform(0.35, 0.95), 4):  # its edge may be sharp or a slope of a centimetre
             canvas.haze(centre + scale * space, dark * 0.25 * rng.uniform(0.4, 1.1))
     back = rng.uniform(0, 14)  # choana: the pharynx' air fades forward into the nose
-    canvas.haze(spline([low + (1, 0), (41, -6 - 0.3 * back), (46 + back, -4 - 0.2 * back), (52 + back, 1.0), (48, 5), (37, 8), (30, 6)], True, 4),
-                rng.uniform(-1000, -350))
+    canvas.haze(spline([low + (1, 0), (41, -6 - 0.3 * back), (46 + back, -4 - 0.2 * back), (52 + back, 1.0), (48, 5), (37, 8),
+                        (30, 6)], True, 4), rng.uniform(-1000, -350))
     canvas.haze(ellipse((36, 1), (rng.uniform(3, 8), rng.uniform(4, 8)), rng.uniform(-40, 40), rng, 0.1), rng.uniform(-900, -300))
     for _ in range(rng.integers(1, 4)):  # turbinates: mucosa round a curled bone
         centre, tilt = np.array([rng.uniform(50, ahead), rng.uniform(-24, -3)]), rng.uniform(-45, 20)
@@ -101,7 +101,8 @@ def paint_nose(canvas: Canvas, base: Base, rng, off_mm: float) -> None:
         turn = slope + rng.normal(0, 0.25)
         line = centre + np.c_[np.cos(turn) * t, np.sin(turn) * t] * length
         line[:, 1] += rng.uniform(-2, 2) * np.cos(np.pi * t) + 0.4 * waver(rng, 9, 1.0)
-        canvas.haze(band(line, rng.uniform(0.6, 2.2) * (1 - 1.6 * t * t)), rng.choice([dark * rng.uniform(0.2, 0.7), rng.uniform(20, 160)]))
+        canvas.haze(band(line, rng.uniform(0.6, 2.2) * (1 - 1.6 * t * t)),
+                    rng.choice([dark * rng.uniform(0.2, 0.7), rng.uniform(20, 160)]))
     # vomer: in some slices a plate of bone as thick as the palate, in others faint oblique lines
     vomer = spline([rostrum + (-3, 0.5), rostrum + (4, 5), (60, -5 + rng.normal(0, 2)), (74, 1)], steps=6)
     if septum and rng.random() < 0.4:
@@ -144,7 +145,8 @@ def tooth(canvas: Canvas, tip, tilt_deg, length, crown, width, rng, clear=1.0):
 def paint_jaws(canvas: Canvas, person: Person, rng) -> dict[str, np.ndarray]:
     """Palate, maxilla, incisors, mandibular symphysis; returns landmarks in mm."""
     arch, body, cortex = rng.normal(0, 1.3), rng.normal(0, 0.8), CORTICAL * rng.uniform(0.7, 1.15)
-    palate = spline([(42 + rng.normal(0, 1.5), 6.3), (48, 5.4 - 0.5 * body), (58, 4.4 - 0.4 * arch - body), (69, 2.8 - 0.4 * arch - body), (79, -0.3), (86, -2.6), (90, -3.4),
+    palate = spline([(42 + rng.normal(0, 1.5), 6.3), (48, 5.4 - 0.5 * body), (58, 4.4 - 0.4 * arch - body),
+                     (69, 2.8 - 0.4 * arch - body), (79, -0.3), (86, -2.6), (90, -3.4),
                      (91.2, -2.2), (89.8, 0.5), (89.6, 5), (92.3, 12), (96.2, 20.5), (94.5, 23.2), (91, 22.5), (87, 18),
                      (81, 12 - 0.6 * arch), (72, 8.2 - arch + 0.7 * body), (58, 7.4 - arch + 0.5 * body), (47, 8.3)], True, 4)
     paint_bone(canvas, palate, rng, cortex, 0.95, rng.uniform(330, 560), 130)
@@ -155,7 +157,8 @@ def paint_jaws(canvas: Canvas, person: Person, rng) -> dict[str, np.ndarray]:
                    (87, 68.5 + high), (81 - wide, 65 + high),
                    (79.5 - wide, 59), (83, 50), (87.5, 41)], True, 4)
     lower = np.clip((chin[:, 1] - 48) / 15, 0, 1)
-    paint_bone(canvas, chin, rng, cortex * 1.3, rng.uniform(0.8, 1.4) + rng.uniform(0.6, 1.5) * lower, rng.uniform(90, 480), rng.uniform(90, 250))
+    shell = rng.uniform(0.8, 1.4) + rng.uniform(0.6, 1.5) * lower
+    paint_bone(canvas, chin, rng, cortex * 1.3, shell, rng.uniform(90, 480), rng.uniform(90, 250))
     clear = 1.0 if rng.random() < 0.75 else rng.uniform(0.0, 0.7)
     proclined, bite = rng.normal(24, 7), rng.normal(2.0, 1.3)
     child = np.interp(person.age_y, (6, 8.5), (0.0, 1.0))

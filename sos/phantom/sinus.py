@@ -63,8 +63,8 @@ def draw_lobes(base: Base, rng, grown: float, behind: float) -> list[np.ndarray]
         roof, floor = np.interp(x, ceiling[:, 0], ceiling[:, 1]), np.interp(x, bottom[:, 0], bottom[:, 1])
         y = 0.5 * (roof + floor) + rng.normal(0, 1.2)
         height = 0.5 * (floor - roof) * np.clip(rng.normal(0.7 + 0.35 * grown, 0.2), 0.35, 1.3)
-        lobes.append(ellipse((x, y), (max(2.0, 0.75 * reach / n + rng.uniform(0, 2.5)), max(height, 1.8)), rng.uniform(-40, 40), rng,
-                             0.1))
+        width = max(2.0, 0.75 * reach / n + rng.uniform(0, 2.5))
+        lobes.append(ellipse((x, y), (width, max(height, 1.8)), rng.uniform(-40, 40), rng, 0.1))
     return lobes
 
 
