@@ -108,9 +108,11 @@ def paint_skin(canvas, person, rng):
     canvas.stroke(spline([(46, 80), (64, 71), (84, 67.5), (95, 63)]), rng.uniform(1.5, 3.5), fat)
     for _ in range(rng.integers(5, 14)):  # muscles and the fat between them, along the nape and in the tongue: a few HU
         if rng.random() < 0.6:
-            centre, radii, tilt = (rng.uniform(-62, -12), rng.uniform(15, 95)), (rng.uniform(6, 26), rng.uniform(1.2, 4.5)), rng.normal(75, 14)
+            centre, radii = (rng.uniform(-62, -12), rng.uniform(15, 95)), (rng.uniform(6, 26), rng.uniform(1.2, 4.5))
+            tilt = rng.normal(75, 14)
         else:
-            centre, radii, tilt = (rng.uniform(30, 85), rng.uniform(18, 65)), (rng.uniform(4, 14), rng.uniform(2, 6)), rng.uniform(-80, 80)
+            centre, radii = (rng.uniform(30, 85), rng.uniform(18, 65)), (rng.uniform(4, 14), rng.uniform(2, 6))
+            tilt = rng.uniform(-80, 80)
         canvas.haze(ellipse(centre, radii, tilt, rng, 0.12), rng.uniform(-50, 25))
 
 

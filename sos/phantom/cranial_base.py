@@ -56,8 +56,10 @@ def draw_base(rng, person: Person, off_mm: float) -> Base:
     stop_mm = np.clip(start_mm + np.clip(rng.normal(0.6, 1.9), -2.5, 3.5), 18, 26.5)
     along = np.linspace(0, 1, 25)
     bow = np.clip(rng.normal(0.1, 0.8), -1.6, 1.3) * np.sin(np.pi * along) + rng.normal(0, 0.3) * np.sin(3 * np.pi * along)
-    step = np.clip(rng.normal(0.1, 0.5), -0.9, 1.0) * (1 - 0.6 * person.fusion.closed)
-    bow = bow + step * np.clip((along * length - start_mm) / 1.5 + 0.5, 0, 1) + 0.12 * waver(rng, 25, 1.5)
+    ahead = along * length - start_mm
+    bow = bow + np.clip(rng.normal(0.1, 0.4), -0.7, 0.8) * np.clip(ahead / 1.5 + 0.5, 0, 1) + 0.12 * waver(rng, 25, 1.5)
+    # lips of the cortex at an open joint, which remodel as it closes
+    lips = rng.normal(0, 0.5) * (1 - 0.7 * person.fusion.closed) * ahead * np.exp(-(ahead / 1.8) ** 2)
     tip, curl = rng.uniform(0.2, 2.4), rng.normal(0, 0.7) * np.array([1.0, 0.5, 0.2, 0.05])[:, None] * side
     endo = np.array([-0.5 * tip, 0.0]) + along[:, None] * length * direction + bow[:, None] * side
     endo[-4:] += (1 - flat) * np.linspace(0, 3, 4)[:, None] * side
@@ -85,7 +87,7 @@ def draw_base(rng, person: Person, off_mm: float) -> Base:
     across = np.array([chord[1], -chord[0]]) / np.linalg.norm(chord)
     wave = rng.normal(0, 0.65) * np.sin(np.pi * _U) + rng.normal(0, 0.4) * np.sin(2 * np.pi * _U)
     wave += rng.uniform(0.05, 0.3) * waver(rng, len(_U), 2.5)
-    return Base(endo, sella, planum, front, under, start + _U[:, None] * chord + wave[:, None] * across)
+    return Base(endo + lips[:, None] * side, sella, planum, front, under, start + _U[:, None] * chord + wave[:, None] * across)
 
 
 def draw_sella(rng, top, flat) -> np.ndarray:
@@ -107,7 +109,8 @@ def paint_base(canvas: Canvas, base: Base, person: Person, rng, off_mm: float) -
     paint_marrow(canvas, base, rng, spongy_hu)
     paint_variants(canvas, base, rng, spongy_hu)
     paint_cortex(canvas, base, person, rng, spongy_hu)
-    return paint_joint(canvas, base, person, rng, off_mm, spongy_hu)
+    # numbers of its own: whatever the state of the joint, all else of a patient stays the same
+    return paint_joint(canvas, base, person, rng.spawn(1)[0], off_mm, spongy_hu)
 
 
 def paint_marrow(canvas: Canvas, base: Base, rng, spongy_hu: float) -> None:

@@ -290,7 +290,7 @@ def anatomy_plate(cohort: Cohort, side_mm: float = 38.0) -> Figure:
         joint, half = patient.section.landmarks["joint"], 0.5 * side_mm / patient.exposure.voxel_mm
         picture, (x, y) = _upright(patient), joint
         soft = np.median(picture[int(max(0, y - half)):int(y + half), int(max(0, x - half)):int(x + half)])
-        ax.imshow(picture, vmin=soft - 500, vmax=soft + 1000, extent=(np.array([0, picture.shape[1], picture.shape[0], 0]) - 0.5))
+        ax.imshow(picture, vmin=soft - 500, vmax=soft + 1000)
         ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
         ax.plot(x - half * np.array([0.88, 0.88 - 20 / side_mm]), [y + 0.88 * half] * 2, color="white", lw=1.6, solid_capstyle="butt")
         ax.set_title(f"$\\bf{{{letter}}}$  {label}: {stage}\n{_who(patient)}", loc="center")
