@@ -50,6 +50,7 @@ def draw(name, study, runs, maps):
         "ages": lambda: figures.ages(study.cohort),
         "image_properties": lambda: figures.image_properties(study.cohort, study.store),
         "image_grid": lambda: figures.image_grid(study.cohort, study.store, pairs=1, size_px=64),
+        "anatomy_plate": lambda: figures.anatomy_plate(study.cohort),
         "training_views": lambda: figures.training_views(study, teacher.config, 3),
         "learning_curves": lambda: figures.learning_curves({"crop teacher": [teacher, teacher], PLAIN: plain}),
         "confusion_matrix": lambda: figures.confusion_matrix(runs),
@@ -60,7 +61,7 @@ def draw(name, study, runs, maps):
     }[name]()
 
 
-FIGURES = ("ages", "image_properties", "image_grid", "training_views", "learning_curves", "confusion_matrix", "error_gallery", "cam_panels",
+FIGURES = ("ages", "image_properties", "image_grid", "anatomy_plate", "training_views", "learning_curves", "confusion_matrix", "error_gallery", "cam_panels",
            "localisation_bars", "joint_distances")
 
 

@@ -13,14 +13,15 @@ from .canvas import Canvas, ellipse, inset, normals, paint_bone, spline, waver
 from .cranial_base import AIR, CORTICAL, draw_base, paint_base
 from .face import paint_frontal, paint_jaws, paint_nose
 from .population import Person
+from .sinus import paint_sinus
 
 SOFT = 45.0
 
 
 @dataclass(frozen=True)
 class Section:
-    """A drawn section: `hu` (h, w) float32; `joint` and `sinus` (h, w) bool; landmarks in pixels (x, y)
-    by name; `extent` and `line` (the joint from endo- to ectocranial, a little beyond both) are (n, 2)."""
+    """A drawn section: `hu` (h, w) float32; `joint` and `sinus` (h, w) bool; landmarks in pixels (x, y) by name, some of them
+    beyond the frame; `extent` and `line` (the joint from endo- to ectocranial, a little beyond both) are (n, 2)."""
 
     hu: np.ndarray
     joint: np.ndarray
@@ -39,16 +40,20 @@ def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, 
     paint_skin(canvas, person, rng)
     vault = paint_vault(canvas, base, person, rng)
     paint_nose(canvas, base, rng, off_mm)
-    paint_airway(canvas, base, person, rng)
-    paint_spine(canvas, person, rng)
+    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4],
+             "sella": base.sella[base.sella[:, 1].argmax()] - (0, 3), "clivus": 0.6 * base.centre, "occiput": vault[0][16]}
+    marks |= paint_airway(canvas, base, person, rng)
+    marks |= paint_spine(canvas, person, rng)
     paint_frontal(canvas, base, person, rng, *vault)
-    teeth = paint_jaws(canvas, person, rng)
-    strip, sinus = paint_base(canvas, base, person, rng, off_mm)
-    hu = canvas.render(rng, haze_mm=1.1)
-    marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.endo[-1], "upper": teeth[0], "lower": teeth[1]}
-    landmarks = {name: canvas.to_px(p)[0] for name, p in marks.items()} | {"extent": canvas.to_px(base.extent),
-                                                                           "line": canvas.to_px(base.joint)}
+    marks |= paint_jaws(canvas, person, rng)
+    strip = paint_base(canvas, base, person, rng, off_mm)
+    sinus = paint_sinus(canvas, base, person, rng)
+    hu = canvas.render(rng, haze_mm=1.0)
+    points = canvas.to_px(np.array(list(marks.values())))
+    landmarks = dict(zip(marks, points, strict=True)) | {"extent": canvas.to_px(base.extent), "line": canvas.to_px(base.joint)}
     air = np.zeros(shape, bool) if sinus is None else canvas.painted(sinus)
+    if air.any():
+        landmarks["sinus"] = np.median(np.argwhere(air), axis=0)[::-1]
     return Section(hu, canvas.mask(strip), air, landmarks)
 
 
@@ -64,26 +69,28 @@ def make_warp(person: Person, rng):
     front = (0.5 * up + 0.5 * down) * (1 + 0.025 * rng.standard_normal())
     back = up * (1 + 0.03 * rng.standard_normal())
     waves = rng.normal(0, 1, (7, 2)) * 2 * np.pi / 80
-    phases, gains = rng.uniform(0, 2 * np.pi, (2, 7)), rng.normal(0, 0.6, (2, 7))
+    phases, gains = rng.uniform(0, 2 * np.pi, (2, 1, 7)), rng.normal(0, 0.6, (2, 1, 7))
     chin = rng.normal(0, 2.5)
+
+    def ramp(values):
+        return np.minimum(np.maximum(values, 0.0), 1.0)
 
     def warp(points):
         x, y = points[:, 0], points[:, 1]
-        low = np.clip((y + 45) / 60, 0, 1)
-        ahead = np.clip((x + 10) / 50, 0, 1)
-        behind = np.clip(-x / 40, 0, 1)
-        moved_x = x * (up + (front - up) * low * ahead + (back - up) * behind) + chin * ahead * np.clip((y - 15) / 40, 0, 1)
-        moved_y = y * (up + (down - up) * low)
-        phase = moved_x[:, None] * waves[:, 0] + moved_y[:, None] * waves[:, 1]  # (n, 7)
-        return np.stack([moved_x + (np.sin(phase + phases[0]) * gains[0]).sum(1),
-                         moved_y + (np.sin(phase + phases[1]) * gains[1]).sum(1)], axis=1)
+        low, ahead = ramp((y + 45) / 60), ramp((x + 10) / 50)
+        calm = 1 - 0.65 * ramp((-y - 45) / 30)  # the vault's curve is even
+        moved = np.empty((len(points), 2))
+        moved[:, 0] = x * (up + (front - up) * low * ahead + (back - up) * ramp(-x / 40)) + chin * ahead * ramp((y - 15) / 40)
+        moved[:, 1] = y * (up + (down - up) * low)
+        phase = moved[:, :1] * waves[:, 0] + moved[:, 1:] * waves[:, 1]  # (n, 7); a matrix product rounds by machine
+        return moved + calm[:, None] * (np.sin(phase + phases) * gains).sum(2).T
 
     return warp
 
 
 def paint_skin(canvas, person, rng):
     """Head and neck as soft tissue, with fat below the skin of the nape and the chin and faint muscles."""
-    nose, lips, throat = rng.normal(0, 2.0), rng.normal(0, 1.3), rng.normal(0, 5)
+    nose, lips, throat = rng.normal(0, 2.4), rng.normal(0, 1.5), rng.normal(0, 6)
     open_mm = 0.0 if rng.random() < 0.75 else rng.uniform(1, 4)
     skin = [(-78, 150), (-67, 85), (-63, 55), (-71, 24), (-89, -6), (-97, -30), (-98, -52), (-90, -82), (-62, -115), (-22, -133),
             (22, -135), (60, -119), (85, -90), (94, -64), (95.5, -50), (94, -41), (100, -27), (108 + 0.6 * nose, -12),
@@ -99,10 +106,14 @@ def paint_skin(canvas, person, rng):
     canvas.stroke(spline([(-66, 110), (-61, 85), (-57, 55), (-64, 25), (-80, 2), (-90, -18)]),
                   np.r_[np.full(30, thick), np.linspace(thick, 1, 11)], fat)
     canvas.stroke(spline([(46, 80), (64, 71), (84, 67.5), (95, 63)]), rng.uniform(1.5, 3.5), fat)
-    for _ in range(6):  # muscles of the nape and tongue: a few HU
-        x, y = (rng.uniform(-58, -15), rng.uniform(25, 80)) if rng.random() < 0.5 else (rng.uniform(30, 80), rng.uniform(18, 60))
-        canvas.haze(ellipse((x, y), (rng.uniform(4, 12), rng.uniform(2, 5)), rng.uniform(-80, 80), rng, 0.1),
-                    rng.uniform(-45, 18))
+    for _ in range(rng.integers(5, 14)):  # muscles and the fat between them, along the nape and in the tongue: a few HU
+        if rng.random() < 0.6:
+            centre, radii = (rng.uniform(-62, -12), rng.uniform(15, 95)), (rng.uniform(6, 26), rng.uniform(1.2, 4.5))
+            tilt = rng.normal(75, 14)
+        else:
+            centre, radii = (rng.uniform(30, 85), rng.uniform(18, 65)), (rng.uniform(4, 14), rng.uniform(2, 6))
+            tilt = rng.uniform(-80, 80)
+        canvas.haze(ellipse(centre, radii, tilt, rng, 0.12), rng.uniform(-50, 25))
 
 
 def paint_vault(canvas, base, person, rng):
@@ -113,69 +124,84 @@ def paint_vault(canvas, base, person, rng):
                   (-71 - bulge, -92), (-52, -108 - bulge), (-20, -122 - bulge), (20, -124), (54, -110), (75, -86), (83.5, -64),
                   (84, -50), (85, -42)])
     s = np.linspace(0, 1, len(mid))
-    child = np.interp(person.age_y, (6, 16), (0.75, 1.05)) * rng.uniform(0.85, 1.15)
+    child = np.interp(person.age_y, (6, 16), (0.75, 1.05)) * rng.uniform(0.85, 1.35)
     thick = child * np.interp(s, (0, 0.06, 0.16, 0.22, 0.35, 0.6, 0.85, 0.95, 1),
                               (2.0, 5.0, 7.5, 8.6, 6.5, 6.0, 6.5, 8.5, 8.5)) * np.exp(0.05 * waver(rng, len(mid), 6))
     inside = np.vstack([mid, base.planum[::-1], base.sella[::-1], base.endo[::-1]])
     canvas.haze(inside, -rng.uniform(0, 80))  # grey values are lower inside the skull (beam hardening)
-    canvas.stroke(mid, thick, canvas.tissue(CORTICAL * rng.uniform(0.9, 1.3), 60))
+    out = normals(mid) * thick[:, None] / 2
+    for side in (-out, out):  # the two tables
+        canvas.ribbon(mid, mid + side, CORTICAL * rng.uniform(0.75, 1.35) * np.exp(0.15 * waver(rng, len(mid), 3)), 60)
     core = np.maximum(thick - rng.uniform(2.4, 3.2) * np.exp(0.15 * waver(rng, len(mid), 4)), 0.2)
-    canvas.stroke((mid + normals(mid) * 0.25)[2:-3], core[2:-3], canvas.tissue(rng.uniform(380, 620), 130))
-    outward = normals(mid)
+    canvas.stroke((mid + normals(mid) * 0.25)[2:-3], core[2:-3], canvas.tissue(rng.uniform(260, 600), 130))
     for at in rng.choice(np.arange(20, 95), 2, replace=False):
         width, tone = rng.uniform(0.5, 1.5), rng.choice([110.0, 300.0])
-        zigzag = np.c_[np.linspace(-1.05, 1.05, 9)] * outward[at] * thick[at] / 2 + np.c_[0.5 * np.sin(np.arange(9) * 1.9),
-                                                                                          np.zeros(9)]
+        zigzag = np.c_[np.linspace(-1.05, 1.05, 9)] * out[at] + np.c_[0.5 * np.sin(np.arange(9) * 1.9), np.zeros(9)]
         canvas.stroke(mid[at] + zigzag, width, canvas.tissue(tone))
     return mid, thick
 
 
-def paint_airway(canvas, base, person, rng):
-    """Pharynx with adenoid, soft palate, oral air, epiglottis and hyoid."""
+def paint_airway(canvas, base, person, rng) -> dict[str, np.ndarray]:
+    """Pharynx with adenoid, soft palate, oral air, epiglottis and hyoid; returns landmarks in mm."""
     air, soft = canvas.tissue(AIR + 8, 0, 0.2), canvas.tissue(SOFT - 5, 0, 1.0)
-    adenoid = np.clip(rng.normal(np.interp(person.age_y, (6, 9, 14, 20), (8, 8, 4, 1)), 2.2), 0, 12)
-    narrow = rng.normal(0, 1.5)
-    roof = base.under[np.argmin(np.abs(base.under[:, 0] - 29))] + (0, 4.0 + 0.5 * adenoid)
-    lump = waver(rng, 6, 1.0) * 0.9
-    wall = [roof + (-3 - 0.3 * adenoid, 5 + 0.4 * adenoid + lump[0]), (19 + 0.7 * adenoid, 8 + 0.6 * adenoid),
-            (15.5 + 0.25 * adenoid + lump[1], 20), (11.5 + lump[2], 33),
-            (9 + lump[3], 48), (7.5 + lump[4], 65), (6, 85), (2, 150)]
-    front = [(24, 150), (22, 100), (19 + narrow, 82), (17 + narrow, 68), (22 + narrow, 58), (21 + narrow, 46),
-             (24.5 + narrow, 35), (26, 30), (30, 20), (38, 11), (41.5, 6.5), (38.5, 2)]
-    nasal = [roof + (7.5, 1.5), roof + (5, -0.5)]
-    canvas.fill(spline(np.array(front + nasal + wall), True, 5), air)
-    uvula = np.array([24.5, 31]) + rng.normal(0, 1.2, 2)
-    canvas.stroke(spline([(44, 7.5), (37, 11), (30, 20), uvula], steps=6),
-                  np.interp(np.arange(19), (0, 9, 15, 18), (3.5, 7.0, 6.0, 3.0)) * rng.uniform(0.8, 1.15), soft)
-    canvas.stroke(spline([(28 + narrow, 69), (21.5 + narrow, 60), (17 + narrow, 51), (15.5 + narrow, 46.5 + rng.normal(0, 2))],
-                         steps=5), np.linspace(4.5, 1.5, 16), soft)  # epiglottis
-    if rng.random() < 0.65:  # air between tongue and palate
-        w = rng.uniform(0.4, 4.5)
-        back = rng.uniform(0, 1)
+    adenoid = np.clip(rng.normal(np.interp(person.age_y, (6, 9, 14, 20), (8, 8, 4, 1)), 2.8), 0, 13)
+    narrow, thick = rng.normal(0, 1.8), rng.normal(0, 1.2)  # of the airway, and of the wall behind it
+    roof = base.under[np.argmin(np.abs(base.under[:, 0] - rng.uniform(26, 32)))] + (0, rng.uniform(2.5, 6.5) + 0.5 * adenoid)
+    lump = waver(rng, 7, 1.0) * np.array([0.8, 1.3, 1.3, 1.0, 0.8, 0.8, 0.8])
+    wall = [roof + (-2 - 0.3 * adenoid + lump[0], 3 + 0.4 * adenoid), (19 + 0.7 * adenoid + lump[1], 8 + 0.6 * adenoid),
+            (16.5 + 0.5 * adenoid + thick + lump[2], 14 + 0.4 * adenoid), (15.5 + 0.2 * adenoid + thick + lump[3], 22),
+            (11.5 + thick + lump[4], 33), (9 + thick + lump[5], 48), (7.5 + thick + lump[6], 65), (6, 85), (2, 150)]
+    base_of_tongue = rng.normal(0, 1.3, 4)
+    front = [(24, 150), (22, 100), (19 + narrow, 82), (17 + narrow + base_of_tongue[0], 68), (22 + narrow, 58),
+             (21 + narrow + base_of_tongue[1], 46), (24.5 + narrow + base_of_tongue[2], 35), (26, 30), (30, 20 + base_of_tongue[3]),
+             (38, 11), (41.5, 6.5), (38.5, 2)]
+    nasal = [roof + (rng.uniform(5, 9), rng.uniform(0.5, 3)), roof + (rng.uniform(2, 5), rng.uniform(-1, 0.5))]
+    outline = spline(np.array(front + nasal + wall), True, 5)
+    canvas.fill(inset(outline, 0.25 * waver(rng, len(outline), 1.0)), air)
+    uvula = np.array([24.5, 31]) + rng.normal(0, 1.6, 2)
+    canvas.stroke(spline([(44, 7.5), (37, 11 + rng.normal(0, 0.8)), (30, 20), uvula], steps=6),
+                  np.interp(np.arange(19), (0, 9, 15, 18), (3.5, 7.0, 6.0, 3.0)) * rng.uniform(0.75, 1.3), soft)
+    reach = rng.normal(0, 2.2, 3)
+    epiglottis = spline([(28 + narrow, 69), (21.5 + narrow + reach[2], 60 - 0.5 * reach[2]),
+                         (17.5 + narrow + 0.5 * reach[0], 51), (16 + narrow + reach[0], 46 + reach[1])], steps=5)
+    canvas.stroke(epiglottis, np.linspace(rng.uniform(3, 5), rng.uniform(1.0, 2.0), len(epiglottis)), soft)
+    if rng.random() < 0.5:  # vallecula before the epiglottis
+        canvas.fill(ellipse((24.5 + narrow, 57), (rng.uniform(1, 2.4), rng.uniform(2, 4)), rng.uniform(-50, -15), rng, 0.1), air)
+    if rng.random() < 0.6:  # air between tongue and palate
+        w = rng.uniform(0.3, 4.5)
+        back = rng.uniform(-0.6, 1)
         canvas.fill(spline([uvula + (3, 0.5), (38, 18), (50, 12 - 0.3 * w), (62 + 14 * back, 11 + 2 * back),
                             (62 + 14 * back, 12 + 2 * back + 0.5 * w), (50, 13 + w), (39, 19.5 + w),
                             uvula + (5, 3.0)], True, 5), air)
     if rng.random() < 0.25:  # lips apart: air before the teeth
         canvas.haze(ellipse((100.5, 33), (1.5, 5), 10, rng, 0.1), rng.uniform(-900, -300))
     if rng.random() < 0.85:
-        hyoid = ellipse((36 + narrow, 64 + rng.normal(0, 2)), (2.3, 4.8), rng.uniform(-35, -5), rng, 0.06)
-        paint_bone(canvas, hyoid, rng, 900 * rng.uniform(0.7, 1.2), 0.8, 250, 60)
+        hyoid = ellipse((36 + narrow + rng.normal(0, 1.5), 64 + rng.normal(0, 3)), (rng.uniform(1.5, 2.6), rng.uniform(3.2, 5.5)),
+                        rng.uniform(-55, 5), rng, 0.1)
+        paint_bone(canvas, hyoid, rng, 900 * rng.uniform(0.6, 1.3), 0.8, rng.uniform(100, 300), 60)
+    return {"pharynx": roof + (2.5, 8), "uvula": np.array([33.0, 15.5])}
 
 
-def paint_spine(canvas, person, rng):
-    """Atlas, axis, C3 to C7 with discs, and the spinous processes behind them."""
-    cortex, spongy = CORTICAL * rng.uniform(0.7, 1.05), rng.uniform(280, 430)
+def paint_spine(canvas, person, rng) -> dict[str, np.ndarray]:
+    """Atlas, axis, C3 to C7 with discs, and the spinous processes behind them; returns landmarks in mm."""
+    cortex, spongy = CORTICAL * rng.uniform(0.7, 1.05), rng.uniform(220, 430)
     child = person.age_y < 12
 
     def bone(points, mm=1.0):
         paint_bone(canvas, spline(points, True, 4), rng, cortex, mm, spongy, 110)
 
-    lean = rng.normal(-0.12, 0.1)  # sideways drift for each mm down
+    lean = rng.normal(-0.12, 0.11)  # sideways drift for each mm down
     shift = lambda pts: [(x + lean * (y - 8), y) for x, y in pts]  # noqa: E731
-    jig = rng.normal(0, 0.5, (6, 2))
-    bone(np.array(shift([(7, 8), (10.2, 9), (11.6, 13), (10, 17.3), (6.8, 16), (6.2, 12)])) + jig, 1.2)
-    bone(shift([(-4.5, 10), (-1.5, 6.2), (2.5, 6.0), (5, 9.5), (4.3, 15), (3.6, 20), (5.2, 27), (6.6, 35.5), (2, 36.2),
-                (-6.8, 35), (-6.2, 25), (-4.4, 18)]))
+    arch = np.array(shift([(7, 8), (10.2, 9), (11.6, 13), (10, 17.3), (6.8, 16), (6.2, 12)]))
+    arch = arch.mean(0) + (arch - arch.mean(0)) * rng.uniform(0.8, 1.15, 2) + rng.normal(0, 0.5, (6, 2))
+    arch += (max(0.4, rng.normal(1.2, 0.6) + 0.8 * child), rng.normal(0, 0.7))  # the joint before the dens is wider in children
+    bone(arch, rng.uniform(0.9, 1.6))
+    dens = np.array(shift([(-4.5, 10), (-1.5, 6.2), (2.5, 6.0), (5, 9.5), (4.3, 15), (3.6, 20), (5.2, 27), (6.6, 35.5), (2, 36.2),
+                           (-6.8, 35), (-6.2, 25), (-4.4, 18)]))
+    dens[:5, 1] += rng.normal(0, 1.3)
+    bone(dens + rng.normal(0, 0.5, (12, 2)))
+    if rng.random() < (0.25 if person.age_y < 10 else 0.02):  # terminal ossicle at the tip of the dens
+        bone(ellipse(dens[1:3].mean(0) - (0, 2.5), (2.0, 1.2), rng.uniform(-20, 20), rng, 0.1, 8), 0.6)
     if child or rng.random() < 0.35:  # dentocentral synchondrosis or its trace
         y = rng.uniform(21, 24)
         canvas.stroke(shift(spline([(-5.5, y), (-1, y + rng.normal(0, 0.8)), (4.5, y)], steps=3)), rng.uniform(0.5, 1.3),
@@ -199,5 +225,4 @@ def paint_spine(canvas, person, rng):
         paint_bone(canvas, spline(points, True, 3), rng, cortex * 1.1, thick, spongy * fill, 110)
         y += rng.uniform(12.5, 16.5)
         x -= rng.uniform(0.2, 1.4)
-
-
+    return {"atlas": arch.mean(0), "dens": dens[[0, 4]].mean(0), "axis": dens[[6, 10]].mean(0)}

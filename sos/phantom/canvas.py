@@ -1,5 +1,7 @@
 """The painter's tools of the phantom: polygons in millimetres on a supersampled canvas, curves, bands and textures."""
 
+from functools import cache
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
@@ -8,6 +10,8 @@ from scipy.ndimage import gaussian_filter
 SUPERSAMPLE = 2
 #: The haze layer (soft-edged structures) has one sample for HAZE_STEP x HAZE_STEP pixels.
 HAZE_STEP = 2
+#: Tones along a ribbon are rounded to steps of this many HU, so that all bones of a canvas share a few tissues.
+TONE_HU = 60
 
 
 class Canvas:
@@ -25,6 +29,7 @@ class Canvas:
         self.anchor_mm = np.zeros(2)
         self.anchor_mm = warp(np.asarray(anchor_mm, float)[None])[0]
         self.hu, self.grain, self.hazy = [air_hu], [0.0], [0.0]
+        self.tones = {}
         self.image = Image.new("L", (shape[1] * SUPERSAMPLE, shape[0] * SUPERSAMPLE), 0)
         self.pen = ImageDraw.Draw(self.image)
         self.veil = Image.new("F", (shape[1] // HAZE_STEP + 1, shape[0] // HAZE_STEP + 1), 0.0)
@@ -36,6 +41,12 @@ class Canvas:
         self.grain.append(float(grain))
         self.hazy.append(float(hazy))
         return len(self.hu) - 1
+
+    def tone(self, level: int, grain: float) -> int:
+        """Code of the shared tissue of `level` times TONE_HU."""
+        if (level, grain) not in self.tones:
+            self.tones[level, grain] = self.tissue(level * TONE_HU, grain, 0.3)
+        return self.tones[level, grain]
 
     def to_px(self, points_mm) -> np.ndarray:
         """Pixel coordinates (x, y) of points (n, 2) in mm."""
@@ -54,6 +65,17 @@ class Canvas:
     def stroke(self, path_mm, width_mm, code: int) -> None:
         """Draw a band of `width_mm` (a number or one for each point) along an open path."""
         self.fill(band(path_mm, width_mm), code)
+
+    def ribbon(self, one_mm, other_mm, hu, grain=50.0) -> None:
+        """Fill the strip between two curves (n, 2) with tones `hu` (n,) along it; nan leaves what lies there."""
+        edges = self.fine(np.vstack([one_mm, other_mm])).reshape(2, -1, 2)
+        level = 0.5 * (hu[:-1] + hu[1:]) / TONE_HU
+        level = np.where(np.isnan(level), -99, np.rint(level)).astype(int)
+        cuts = np.flatnonzero(np.diff(level)) + 1
+        for a, b in zip(np.r_[0, cuts], np.r_[cuts, len(level)], strict=True):
+            if level[a] > -99:
+                strip = np.concatenate([edges[0, a:b + 1], edges[1, a:b + 1][::-1]])
+                self.pen.polygon(strip.ravel().tolist(), fill=self.tone(int(level[a]), grain))
 
     def haze(self, points_mm, hu: float) -> None:
         """Fill a soft-edged polygon that adds `hu` to what lies there, where the tissue lets the haze through."""
@@ -154,11 +176,15 @@ def inset(outline, depth) -> np.ndarray:
 
 
 def paint_bone(canvas: Canvas, outline, rng, cortex_hu, cortex_mm, spongy_hu, grain):
-    """A bone with an uneven surface, a cortex that varies along the outline (clockwise on screen) and spongy bone inside."""
-    outline = inset(outline, 0.22 * waver(rng, len(outline), 1.5))
-    canvas.fill(outline, canvas.tissue(cortex_hu, 50))
-    depth = np.clip(np.asarray(cortex_mm) * np.exp(0.25 * waver(rng, len(outline))), 0.35, None)
-    canvas.fill(inset(outline, depth), canvas.tissue(spongy_hu, grain))
+    """A bone with an uneven surface, a cortex that varies in depth and brightness along the outline (clockwise on screen) and
+    spongy bone inside."""
+    n = len(outline)
+    outline = inset(outline, 0.22 * waver(rng, n, 1.5))
+    canvas.fill(outline, canvas.tissue(spongy_hu, grain, 0.4))
+    depth = np.clip(np.asarray(cortex_mm) * np.exp(0.3 * waver(rng, n)), 0.35, None)
+    hu = spongy_hu + (cortex_hu - spongy_hu) * np.clip(0.85 + 0.25 * waver(rng, n, 2.0), 0.1, 1.2)
+    ring = np.r_[:n, 0]
+    canvas.ribbon(outline[ring], inset(outline, depth)[ring], hu[ring])
 
 
 def ellipse(centre, radii, tilt_deg=0.0, rng=None, rough=0.0, points=20) -> np.ndarray:
@@ -175,8 +201,16 @@ def ellipse(centre, radii, tilt_deg=0.0, rng=None, rough=0.0, points=20) -> np.n
 
 def waver(rng, n, length=3.0) -> np.ndarray:
     """Smooth noise (n,) with unit variance and a correlation length of about `length` points."""
-    noise = gaussian_filter(rng.standard_normal(n + 16), length, mode="wrap")[8:-8]
-    return noise * np.sqrt(2 * np.sqrt(np.pi) * length)
+    kernel = _bell(length)
+    return np.convolve(rng.standard_normal(n + len(kernel) - 1), kernel, "valid")
+
+
+@cache
+def _bell(length: float) -> np.ndarray:
+    """Gaussian of `length` points, scaled so that it keeps the variance of white noise."""
+    reach = int(3 * length + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / length) ** 2)
+    return kernel / np.sqrt((kernel**2).sum())
 
 
 def smooth_field(rng, shape, pixels) -> np.ndarray:

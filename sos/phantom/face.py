@@ -29,11 +29,11 @@ def paint_frontal(canvas: Canvas, base: Base, person: Person, rng, mid, thick) -
         reach = np.searchsorted(-mid[::-1, 1], 41 + 4 + 22 * grown)  # points of the forehead, from the root of the nose upward
         path, room = mid[::-1][1:max(reach, 9)], thick[::-1][1:max(reach, 9)] + 1.5 * grown - 2.3
         s = np.linspace(0, 1, len(path))
-        width = np.maximum(room * np.minimum(1, np.sin(np.pi * (0.04 + 0.94 * s)) * 1.6) * (1 + 0.12 * waver(rng, len(s), 1.5)),
+        width = np.maximum(room * np.sin(np.pi * (0.03 + 0.94 * s)) ** rng.uniform(0.3, 0.8) * (1 + 0.22 * waver(rng, len(s), 1.5)),
                            0.4)
         canvas.stroke(path, width + 2.2, hard)
         canvas.stroke(path, width, canvas.tissue(AIR + 15))
-        for k in rng.choice(np.arange(2, len(path) - 1), rng.integers(0, 3) if grown > 0.5 else 0, replace=False):
+        for k in rng.choice(np.arange(2, len(path) - 1), min(rng.poisson(0.6), 3) if grown > 0.5 else 0, replace=False):
             across = normals(path)[k] * thick[::-1][k + 1] * 0.5
             canvas.stroke(path[k] + np.array([-1.0, rng.uniform(-0.4, 0.4), 1.0])[:, None] * across, rng.uniform(0.5, 1.1),
                           canvas.tissue(500))
@@ -45,52 +45,73 @@ def paint_frontal(canvas: Canvas, base: Base, person: Person, rng, mid, thick) -
         paint_bone(canvas, crista, rng, CORTICAL * 0.75, 0.9, rng.uniform(250, 520), 110)
     roof = spline([base.planum[-1], base.planum[-1] + (5, 0.3), (63, -32 + rng.normal(0, 0.8)), (70, -33), (80, -36)], steps=6)
     canvas.stroke(roof, 1.0 * np.exp(0.3 * waver(rng, len(roof), 2)), canvas.tissue(rng.uniform(450, 800)))
-    # ethmoid cells in front of the sphenoid
-    wall = canvas.tissue(rng.uniform(80, 320))
-    corner = base.planum[-1]
-    for _ in range(rng.integers(2, 8)):
-        centre = corner + (rng.uniform(0.5, 14), rng.uniform(2.5, 11))
-        cell = ellipse(centre, (rng.uniform(1.3, 4.0), rng.uniform(1.3, 4.5)), rng.uniform(-60, 60), rng, 0.08, 16)
-        canvas.fill(inset(cell, -rng.uniform(0.5, 0.9)), wall)
-        canvas.fill(cell, canvas.tissue(rng.choice([rng.uniform(-1000, -850), rng.uniform(-850, -200)])))
+    paint_ethmoid(canvas, base, rng)
+
+
+def paint_ethmoid(canvas: Canvas, base: Base, rng) -> None:
+    """Ethmoid cells from the sphenoid forward below the roof of the nose: a honeycomb of air, mucosa and paper-thin walls."""
+    wall = canvas.tissue(rng.uniform(150, 500), 60, 0.5)
+    full = canvas.tissue(rng.uniform(-850, 40), 0, 0.5)
+    air = canvas.tissue(rng.uniform(-1000, -850))
+    x, y = base.planum[-1] + (rng.uniform(0, 2), 0)
+    size = rng.uniform(0.7, 1.4)
+    for _ in range(rng.integers(1, 9)):
+        radii = size * np.exp(0.4 * rng.standard_normal(2)) * (1.7, 2.4)
+        centre = (x + radii[0], y + rng.uniform(1.0, 2.5) + radii[1] + (rng.uniform(1, 9) if rng.random() < 0.5 else 0))
+        cell = ellipse(centre, radii, rng.uniform(-70, 70), rng, 0.14, 14)
+        canvas.fill(inset(cell, -rng.uniform(0.4, 0.8)), wall)
+        canvas.fill(cell, full if rng.random() < 0.3 else air)
+        x += radii[0] * rng.uniform(0.3, 2.3)
 
 
 def paint_nose(canvas: Canvas, base: Base, rng, off_mm: float) -> None:
     """Nasal cavity: septum or turbinates with air between in any mixture, soft-edged since walls lie oblique to the slice."""
-    code = canvas.tissue(rng.uniform(0, 40), 0, 1.0)
-    corner, low = base.planum[-1], base.front[-1]
+    corner, low, rostrum = base.planum[-1], base.front[-1], base.under[0]
     cavity = spline([corner + (0.5, 1), (62, -32), (74, -33), (86, -32), (92, -27), (99, -15), (103, -3), (99, 3), (88, -2.5),
                      (78, 0), (64, 3.2), (50, 5), (41, 5.5),
                      (34, 0), low + (2, 3), low + (1, -2)], True, 6)
-    canvas.fill(cavity, code)
-    dark = rng.uniform(-950, -350) if abs(off_mm) < 1.5 or rng.random() < 0.5 else -950
-    for _ in range(rng.integers(2, 6)):  # meatuses, running back and down
-        centre = (rng.uniform(50, 88), rng.uniform(-26, -1))
-        canvas.haze(ellipse(centre, (rng.uniform(5, 17), rng.uniform(1.5, 6.5)), rng.uniform(-55, 15), rng, 0.12),
-                    dark * rng.uniform(0.3, 1.05))
-    back = rng.uniform(0, 8)
-    canvas.haze(spline([(33, -1), (41, -5.5), (48 + back, -3), (56 + back, 1.5), (48, 5), (41, 6)], True, 4),
-                rng.uniform(-950, -150))
-    if rng.random() < 0.5:  # inferior meatus: a long dark band over the palate
-        floor = spline([(40, -2), (52, -2 + rng.normal(0, 2)), (66, -5 + rng.normal(0, 2)),
-                        (rng.uniform(72, 88), -8 + rng.normal(0, 3))], steps=5)
-        canvas.haze(band(floor, np.r_[np.linspace(4, 9, 8), np.linspace(9, 1, 8)] * rng.uniform(0.6, 1.3)),
-                    dark * rng.uniform(0.3, 0.9))
-    for _ in range(rng.integers(1, 4)):  # turbinates
-        centre = (rng.uniform(52, 82), rng.uniform(-24, -3))
-        tilt, radii = rng.uniform(-45, 20), np.array([rng.uniform(4, 14), rng.uniform(2, 5)])
-        canvas.haze(ellipse(centre, radii, tilt, rng, 0.1), rng.uniform(-80, 40))
-        canvas.haze(ellipse(centre, radii * (0.7, 0.25), tilt, rng, 0.1), rng.uniform(20, 260))
-    for _ in range(rng.integers(6, 16)):  # folds of mucosa
-        centre = (rng.uniform(44, 94), rng.uniform(-28, 0))
-        canvas.haze(ellipse(centre, (rng.uniform(2, 8), rng.uniform(0.7, 2.2)), rng.uniform(-60, 20), rng, 0.15, 14),
-                    rng.uniform(-420, 130))
-    # perpendicular plate and vomer: faint oblique lines
-    rostrum = base.under[0]
+    canvas.fill(cavity, canvas.tissue(rng.uniform(0, 40), 0, 1.0))
+    septum = rng.random() < (0.65 if abs(off_mm) < 1.5 else 0.2)
+    dark = rng.uniform(-900, -250) if septum else rng.uniform(-950, -600)
+    ahead = 72 if septum else 90  # cartilage of the septum fills the front
+    for _ in range(rng.integers(2, 4) + (not septum)):  # wide spaces beside the septum: below the roof, and over the palate
+        if rng.random() < 0.5:
+            centre = (rng.uniform(54, ahead), rng.uniform(-29, -16))
+        else:
+            centre = (rng.uniform(44, ahead), rng.uniform(-9, -1))
+        space = ellipse(centre, (rng.uniform(6, 19), rng.uniform(3, 8)), rng.uniform(-45, 10), rng, 0.12) - centre
+        for scale in np.linspace(1, rng.uniform(0.35, 0.95), 4):  # its edge may be sharp or a slope of a centimetre
+            canvas.haze(centre + scale * space, dark * 0.25 * rng.uniform(0.4, 1.1))
+    back = rng.uniform(0, 14)  # choana: the pharynx' air fades forward into the nose
+    canvas.haze(spline([low + (1, 0), (41, -6 - 0.3 * back), (46 + back, -4 - 0.2 * back), (52 + back, 1.0), (48, 5), (37, 8),
+                        (30, 6)], True, 4), rng.uniform(-1000, -350))
+    canvas.haze(ellipse((36, 1), (rng.uniform(3, 8), rng.uniform(4, 8)), rng.uniform(-40, 40), rng, 0.1), rng.uniform(-900, -300))
+    for _ in range(rng.integers(1, 4)):  # turbinates: mucosa round a curled bone
+        centre, tilt = np.array([rng.uniform(50, ahead), rng.uniform(-24, -3)]), rng.uniform(-45, 20)
+        radii = np.array([rng.uniform(4, 14), rng.uniform(2, 5)])
+        shell = ellipse(centre, radii, tilt, rng, 0.1)
+        canvas.haze(shell, rng.uniform(-60, 60))
+        canvas.haze(band(shell[: rng.integers(7, 15)], rng.uniform(0.8, 1.8)), rng.choice([dark * rng.uniform(0.4, 1.0), 0.0]))
+        canvas.haze(band(ellipse(centre, radii * (0.6, 0.3), tilt, rng, 0.1)[: rng.integers(6, 14)], rng.uniform(0.7, 1.6)),
+                    rng.uniform(80, 480))
+    slope = np.deg2rad(rng.uniform(-50, 10))
+    for _ in range(rng.integers(3, 11)):  # clefts and folds of mucosa, side by side
+        length, centre = rng.uniform(4, 18), np.array([rng.uniform(46, ahead + 4), rng.uniform(-28, 0)])
+        t = np.linspace(-0.5, 0.5, 9)
+        turn = slope + rng.normal(0, 0.25)
+        line = centre + np.c_[np.cos(turn) * t, np.sin(turn) * t] * length
+        line[:, 1] += rng.uniform(-2, 2) * np.cos(np.pi * t) + 0.4 * waver(rng, 9, 1.0)
+        canvas.haze(band(line, rng.uniform(0.6, 2.2) * (1 - 1.6 * t * t)),
+                    rng.choice([dark * rng.uniform(0.2, 0.7), rng.uniform(20, 160)]))
+    # vomer: in some slices a plate of bone as thick as the palate, in others faint oblique lines
     vomer = spline([rostrum + (-3, 0.5), rostrum + (4, 5), (60, -5 + rng.normal(0, 2)), (74, 1)], steps=6)
-    canvas.haze(band(vomer, np.linspace(2.2, 3.0, len(vomer)) * rng.uniform(0.5, 1.3)), rng.uniform(60, 450))
+    if septum and rng.random() < 0.4:
+        wide = np.linspace(rng.uniform(1.5, 3.0), rng.uniform(2.5, 6.5), len(vomer))
+        canvas.stroke(vomer, wide, canvas.tissue(rng.uniform(150, 420), 110, 0.6))
+    else:
+        canvas.haze(band(vomer, np.linspace(2.2, 3.0, len(vomer)) * rng.uniform(0.5, 1.3)), rng.uniform(30, 350))
     wing = spline([rostrum + (-6, 1.5), rostrum + (-3, 4.5), rostrum + (3, 9), (52, 3)], steps=6)
-    canvas.haze(band(wing, rng.uniform(0.8, 1.6)), rng.uniform(100, 600) * (rng.random() < 0.7))
+    canvas.haze(band(wing[: rng.integers(8, 20)], rng.uniform(0.8, 1.6)), rng.uniform(100, 700) * (rng.random() < 0.7))
     plate = spline([(68, -32), (72, -22 + rng.normal(0, 2)), (80, -12)], steps=5)
     canvas.haze(band(plate, rng.uniform(1.0, 3.0)), rng.uniform(0, 280))
 
@@ -121,12 +142,13 @@ def tooth(canvas: Canvas, tip, tilt_deg, length, crown, width, rng, clear=1.0):
                       canvas.tissue(0.6 * root_hu))
 
 
-def paint_jaws(canvas: Canvas, person: Person, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Palate, maxilla, incisors, mandibular symphysis; returns the tips of the upper and lower incisor in mm."""
-    arch, cortex = rng.normal(0, 1.0), CORTICAL * rng.uniform(0.85, 1.15)
-    palate = spline([(42, 6.3), (48, 5.4), (58, 4.4 - 0.4 * arch), (69, 2.8 - 0.4 * arch), (79, -0.3), (86, -2.6), (90, -3.4),
+def paint_jaws(canvas: Canvas, person: Person, rng) -> dict[str, np.ndarray]:
+    """Palate, maxilla, incisors, mandibular symphysis; returns landmarks in mm."""
+    arch, body, cortex = rng.normal(0, 1.3), rng.normal(0, 0.8), CORTICAL * rng.uniform(0.7, 1.15)
+    palate = spline([(42 + rng.normal(0, 1.5), 6.3), (48, 5.4 - 0.5 * body), (58, 4.4 - 0.4 * arch - body),
+                     (69, 2.8 - 0.4 * arch - body), (79, -0.3), (86, -2.6), (90, -3.4),
                      (91.2, -2.2), (89.8, 0.5), (89.6, 5), (92.3, 12), (96.2, 20.5), (94.5, 23.2), (91, 22.5), (87, 18),
-                     (81, 12 - 0.6 * arch), (72, 8.2 - arch), (58, 7.4 - arch), (47, 8.3)], True, 4)
+                     (81, 12 - 0.6 * arch), (72, 8.2 - arch + 0.7 * body), (58, 7.4 - arch + 0.5 * body), (47, 8.3)], True, 4)
     paint_bone(canvas, palate, rng, cortex, 0.95, rng.uniform(330, 560), 130)
     if rng.random() < 0.55:  # incisive canal
         canvas.stroke(spline([(77.5, -1.5), (80, 5), (82.5, 12.5), (84, 18)], steps=4), rng.uniform(0.8, 2.2), canvas.tissue(110))
@@ -135,7 +157,8 @@ def paint_jaws(canvas: Canvas, person: Person, rng) -> tuple[np.ndarray, np.ndar
                    (87, 68.5 + high), (81 - wide, 65 + high),
                    (79.5 - wide, 59), (83, 50), (87.5, 41)], True, 4)
     lower = np.clip((chin[:, 1] - 48) / 15, 0, 1)
-    paint_bone(canvas, chin, rng, cortex * 1.25, 1.1 + 1.3 * lower, rng.uniform(200, 480), 140)
+    shell = rng.uniform(0.8, 1.4) + rng.uniform(0.6, 1.5) * lower
+    paint_bone(canvas, chin, rng, cortex * 1.3, shell, rng.uniform(90, 480), rng.uniform(90, 250))
     clear = 1.0 if rng.random() < 0.75 else rng.uniform(0.0, 0.7)
     proclined, bite = rng.normal(24, 7), rng.normal(2.0, 1.3)
     child = np.interp(person.age_y, (6, 8.5), (0.0, 1.0))
@@ -151,4 +174,4 @@ def paint_jaws(canvas: Canvas, person: Person, rng) -> tuple[np.ndarray, np.ndar
     else:
         tooth(canvas, upper_tip, proclined, 12.5, 9.5 * rng.uniform(0.9, 1.1), 6.8, rng, clear)
         tooth(canvas, lower_tip, 180 - rng.normal(20, 7), 12, 8.5 * rng.uniform(0.9, 1.1), 5.8, rng, clear)
-    return upper_tip, lower_tip
+    return {"upper": upper_tip, "lower": lower_tip, "palate": np.array([60.0, 5.6 - 0.7 * arch]), "symphysis": chin.mean(0)}

@@ -76,7 +76,7 @@ def draw_exposure(rng, difficulty: Difficulty = Difficulty()) -> Exposure:
     else:
         across, down = rng.normal(0.36, 0.055), rng.normal(0.45, 0.06)
     joint_px = (float(np.clip(across, 0.285, 0.595) * w), float(np.clip(down, 0.345, 0.565) * h))
-    pitch, off_mm = np.clip(rng.normal(0, 5.0), -10, 10), np.clip(rng.normal(0, 1.4), -4, 4)
+    pitch, off_mm = np.clip(rng.normal(0, 7.0), -20, 20), np.clip(rng.normal(0, 1.4), -4, 4)
     return Exposure(preset, (h, w), preset.voxel_mm, float(pitch), joint_px, float(off_mm), bool(rng.random() < 0.1),
                     difficulty.noise)
 

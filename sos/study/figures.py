@@ -24,6 +24,8 @@ from ..cohort.manifest import Cohort
 from ..cohort.views import PixelStore, ViewLoader
 from ..config import RunConfig
 from ..method.cam import enlarge
+from ..phantom.difficulty import Difficulty
+from ..phantom.write import draw_patient
 from ..stages import StagingScheme
 from .attention import CONTROLS, image_rows, look, pictures, still_pictures, windows
 from .describe import grey_histograms, image_table, phases, published_mean_age, source_windows
@@ -255,6 +257,111 @@ def scale_bar(ax, side_mm: float, bar_mm: float = 10.0) -> None:
 
 def _text(value) -> str:
     return value if isinstance(value, str) else ""
+
+
+#: What the plate labels, by landmark of the phantom, in the left and in the right margin.
+PLATE_LABELS = (
+    {"sella": "sella\nturcica", "dorsum": "dorsum\nsellae", "joint": "SOS", "clivus": "clivus", "basion": "basion", "atlas": "atlas (C1)",
+     "dens": "dens (C2)", "occiput": "occiput"},
+    {"sinus": "sphenoid\nsinus", "pharynx": "naso-\npharynx", "palate": "hard\npalate", "uvula": "soft\npalate", "upper": "incisors",
+     "symphysis": "mandible"})
+
+
+@journal
+def anatomy_plate(cohort: Cohort, side_mm: float = 38.0) -> Figure:
+    """Labelled plate of a virtual cohort: a slice of a large and of a small field, and the joint in its stages, `side_mm` wide.
+
+    Patients are chosen by rule from the manifest, see `typical`: the slices near the midline, head level, joint open; the joints in
+    small fields near the midline, where three raters agreed. Sections are drawn again from the seed, which gives their landmarks.
+    """
+    table, scheme = cohort.table, cohort.scheme
+    shown = set()
+    fig = plt.figure(figsize=(PAGE, 4.55))
+    above, below = fig.subfigures(2, 1, height_ratios=[2.5, 1.75])
+    level, middle = table["pitch_deg"].abs() < 4, table["off_mm"].abs() < 0.7
+    wide = table["device"].str.startswith("large")
+    for letter, ax, field, name in zip("ab", above.subplots(1, 2), (wide, ~wide), ("large", "small"), strict=True):
+        patient = redrawn(table.loc[typical(table, field, table["stage"] == scheme.labels[0], middle, level), "patient_id"])
+        shown.add(patient.patient_id)
+        ax.imshow(_upright(patient), vmin=-1000, vmax=np.percentile(patient.pixels, 99.7))
+        leaders(ax, patient.section.landmarks, patient.pixels.shape)
+        ax.set_title(f"$\\bf{{{letter}}}$  {name} field of view, {_who(patient)}", loc="center")
+        ax.set_axis_off()
+        ax.set_anchor("N")
+    agreed = table[["rater_1", "rater_2", "rater_3"]].nunique(axis=1) == 1
+    axes = below.subplots(1, len(scheme))
+    for letter, ax, label, stage in zip("cdefghij", axes, scheme.labels, scheme.names, strict=False):
+        patient = redrawn(table.loc[typical(table, table["stage"] == label, ~table["patient_id"].isin(shown), ~wide, middle, agreed), "patient_id"])
+        shown.add(patient.patient_id)
+        joint, half = patient.section.landmarks["joint"], 0.5 * side_mm / patient.exposure.voxel_mm
+        picture, (x, y) = _upright(patient), joint
+        soft = np.median(picture[int(max(0, y - half)):int(y + half), int(max(0, x - half)):int(x + half)])
+        ax.imshow(picture, vmin=soft - 500, vmax=soft + 1000)
+        ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+        ax.plot(x - half * np.array([0.88, 0.88 - 20 / side_mm]), [y + 0.88 * half] * 2, color="white", lw=1.6, solid_capstyle="butt")
+        ax.set_title(f"$\\bf{{{letter}}}$  {label}: {stage}\n{_who(patient)}", loc="center")
+        ax.set_axis_off()
+    _tight(fig)
+    _caption(fig, f"Mid-sagittal anatomy and the spheno-occipital synchondrosis (SOS) in its {len(scheme)} stages (bar 10 mm). Drawn, not scanned: "
+                  f"n = {people(cohort.virtual, len(shown))}")
+    return fig
+
+
+def typical(table: pd.DataFrame, *wishes) -> int:
+    """Row of median age among the rows that meet the most of `wishes` (boolean columns, an earlier one counts more than all later ones)."""
+    met = sum(wish.to_numpy().astype(int) << k for k, wish in enumerate(reversed(wishes)))
+    best = table[met == met.max()].sort_values("age_y", kind="stable")
+    return int(best.index[len(best) // 2])
+
+
+def redrawn(patient_id: str):
+    """The virtual patient of this identifier, with section and landmarks."""
+    seed, index, *mark = patient_id[1:].split("-")
+    return draw_patient(int(seed), int(index), *(Difficulty(float(value[1:])) for value in mark))
+
+
+def leaders(ax, landmarks: dict, shape, line: float = 0.062) -> None:
+    """Labels in the margins of a picture of `shape` (h, w), thin lines to the landmarks that lie in it; a line of type is `line` high."""
+    h, w = shape
+    for labels, edge, align in ((PLATE_LABELS[0], -0.04, "right"), (PLATE_LABELS[1], 1.04, "left")):
+        spots = {name: landmarks[name] / (w, h) for name in labels if name in landmarks}
+        order = sorted((name for name, spot in spots.items() if 0.01 < spot.min() and spot.max() < 0.99), key=lambda name: spots[name][1])
+        at = label_places(order, labels, spots, edge, line)
+        for name, y in zip(order, at, strict=True):
+            ax.annotate(labels[name], spots[name] * (w, h), (edge * w, y * h), ha=align, va="center", fontsize=7, annotation_clip=False,
+                        weight="bold" if name == "joint" else "normal", linespacing=1.0,
+                        arrowprops=dict(arrowstyle="-", color=BOX_COLOUR, lw=0.7, shrinkA=1, shrinkB=0, relpos=(float(edge < 0), 0.5)))
+            ax.plot(*(spots[name] * (w, h)), "o", ms=2, color=BOX_COLOUR, mew=0)
+
+
+def label_places(order: list, labels: dict, spots: dict, edge: float, line: float) -> np.ndarray:
+    """Heights of labels in a margin at `edge`, from 0 (top) to 1, near their spots and apart; `order` is sorted so that lines do not cross."""
+    def places():
+        sizes = line * np.array([1.35 + labels[name].count("\n") for name in order])
+        at, apart = np.array([spots[name][1] for name in order]), 0.5 * (sizes[1:] + sizes[:-1])
+        for _ in range(150):
+            push = np.clip(apart - np.diff(at), 0, None) / 2
+            at[1:] += push
+            at[:-1] -= push
+            at = np.clip(at, 0.5 * sizes, 1 - 0.5 * sizes)
+        return at, sum(np.hypot(edge - spots[name][0], y - spots[name][1]) for name, y in zip(order, at, strict=True))
+
+    for _ in range(3):  # of two lines that cross, swapping the labels makes both together shorter
+        for k in range(len(order) - 1):
+            before = places()[1]
+            order[k:k + 2] = order[k:k + 2][::-1]
+            if places()[1] >= before:
+                order[k:k + 2] = order[k:k + 2][::-1]
+    return places()[0]
+
+
+def _upright(patient) -> np.ndarray:
+    """Pixels of a virtual patient with the head facing right, as its section is drawn."""
+    return patient.pixels[:, ::-1] if patient.exposure.mirrored else patient.pixels
+
+
+def _who(patient) -> str:
+    return f"{SEX_NAMES[patient.person.sex]}, {patient.person.age_y:.1f} y"
 
 
 # --- training and decisions ----------------------------------------------------------------------------------------------------------------

@@ -321,6 +321,8 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig16_ablation": lambda: forest(ablation(results)),
         "fig_main": lambda: main_result(study, results),
     }
+    if cohort.virtual:
+        drawn["fig19_anatomy"] = lambda: figures.anatomy_plate(cohort)
     if len(study.profile.temperatures) > 1:
         drawn["fig17_temperature"] = lambda: temperature_curve(ablation(results), study.profile.student.temperature)
     if difficulty.applies(study):
