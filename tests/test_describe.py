@@ -1,5 +1,7 @@
 """Tables that describe a cohort: against sums, hand-counted agreement, and curves whose middle is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,6 +87,12 @@ def test_sampling_table_counts_pixels(cohort, store):
     box_mm = (decoded["box_share"] * decoded["width_px"] * decoded["spacing_mm"]).median()
     assert table.loc["window", "mm a pixel"] == pytest.approx(1.5 * box_mm / 96, abs=0.006)
     assert table.loc["window", "px along 15 mm"] > table.loc["frame", "px along 15 mm"]
+
+
+def test_sampling_table_of_screenshots_alone_is_unknown(cohort, store):
+    blind = replace(store, spacing_mm=np.full_like(store.spacing_mm, np.nan))
+    table = describe.sampling_table(cohort, blind, {"window": RunConfig(role="teacher"), "frame": RunConfig(role="baseline")})
+    assert table.drop(columns="side px").isna().all(axis=None) and (table["side px"] > 0).all()
 
 
 def test_transition_ages_find_the_middle_of_a_known_curve(cohort):
