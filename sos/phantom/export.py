@@ -23,8 +23,9 @@ SHARES = {"dicom": 0.50, "dicom-monochrome1": 0.09, "dicom-rle": 0.09, "dicom-jp
 #: Transfer syntax and encoder of the compressed kinds; all lossless.
 COMPRESSED = {"dicom-rle": (RLELossless, "gdcm"), "dicom-jpegls": (JPEGLSLossless, "pyjpegls"),
               "dicom-jpeg2000": (JPEG2000Lossless, "pylibjpeg")}
-#: How file names end: of DICOM, PNG and JPEG.
-SUFFIXES = (".dcm", ".png", ".jpg")
+#: Ends of file names: of screenshots by kind, and of all files.
+SCREENSHOTS = {"png": ".png", "jpeg": ".jpg"}
+SUFFIXES = (".dcm", *SCREENSHOTS.values())
 #: Width of a screenshot in pixels.
 SCREEN_PX = (680, 1000)
 
@@ -51,12 +52,12 @@ class Export:
 
     @property
     def screenshot(self) -> bool:
-        return self.kind in ("png", "jpeg")
+        return self.kind in SCREENSHOTS
 
     @property
     def suffix(self) -> str:
         """End of the file's name, one of SUFFIXES."""
-        return SUFFIXES[("png", "jpeg").index(self.kind) + 1 if self.screenshot else 0]
+        return SCREENSHOTS.get(self.kind, ".dcm")
 
 
 class File(NamedTuple):
@@ -93,6 +94,7 @@ def export_patient(patient) -> File:
 
 
 def _screenshot(patient) -> File:
+    """Window, scale to the screen's pixels, frame; mask, box and joint go along, the box to whole pixels outward."""
     export, (h, w) = patient.export, patient.pixels.shape
     size = export.picture_px, round(h * export.picture_px / w)
     scale = np.array(size) / (w, h)
@@ -111,11 +113,11 @@ def _screenshot(patient) -> File:
         screen = screen.convert("RGB")
     buffer = io.BytesIO()
     if export.kind == "png":
-        screen.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # the quickest for noise, and the smallest
+        screen.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # noise comes out quicker and smaller than by default
     else:
         screen.save(buffer, "JPEG", quality=export.quality)
     box = np.array(patient.box).reshape(2, 2) * scale
-    x0, y0, x1, y1 = (float(v) for v in np.r_[np.floor(box[0]), np.ceil(box[1])] + np.tile(first, 2))
+    x0, y0, x1, y1 = (float(v) for v in np.r_[np.floor(box[0]), np.minimum(np.ceil(box[1]), size)] + np.tile(first, 2))
     x, y = (np.array(patient.joint_px) + 0.5) * scale - 0.5 + first  # whole numbers are the middle of a pixel, not its edge
     return File(buffer.getvalue(), mask, (x0, y0, x1, y1), (float(x), float(y)), patient.exposure.voxel_mm / float(scale[0]))
 
