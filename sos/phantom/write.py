@@ -23,8 +23,8 @@ from .export import SUFFIXES, Export, draw_export, export_patient
 from .population import Person, draw_person
 from .scanner import Exposure, draw_exposure, expose
 
-COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device",
-           "export", "cohort_kind", "stage_true", "rater_1", "rater_2", "rater_3", "closed", "gap_mm", "scar", "maturity_y", "joint_x",
+COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device", "export",
+           "cohort_kind", "stage_true", "rater_1", "rater_2", "rater_3", "closed", "gap_mm", "scar", "maturity_y", "joint_x",
            "joint_y", "pitch_deg", "off_mm")
 
 
@@ -92,9 +92,9 @@ def write_patient(job: tuple[Path, int, int]) -> dict:
     patient = draw_patient(seed, index)
     person, exposure, file = patient.person, patient.exposure, export_patient(patient)
     image, mask = f"images/{patient.patient_id}{patient.export.suffix}", f"masks/{patient.patient_id}.png"
-    for suffix in SUFFIXES:  # of another kind where the recipe changed
-        (out / "images" / f"{patient.patient_id}{suffix}").unlink(missing_ok=True)
     _replace(out / image, file.data)
+    for suffix in set(SUFFIXES) - {patient.export.suffix}:  # what another recipe made of this patient
+        (out / "images" / f"{patient.patient_id}{suffix}").unlink(missing_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(file.mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
     _replace(out / mask, buffer.getvalue())
