@@ -77,7 +77,8 @@ def source_windows(cohort: Cohort, most: int = 60) -> pd.DataFrame:
 
 def sampling_table(cohort: Cohort, store: PixelStore, configs: dict[str, RunConfig], joint_mm: float = 14.0) -> pd.DataFrame:
     """One row a picture size: its side in px, mm a pixel (median over images of known spacing; 5th and 95th percentile), and how many pixels long a
-    joint of `joint_mm` is then (10 to 18 mm is usual); nan where no spacing is known. configs: name → RunConfig of a teacher or of a full-image network."""
+    joint of `joint_mm` is then (10 to 18 mm is usual); nan where no spacing is known. configs: name → RunConfig of a teacher or of a
+    full-image network."""
     frame_mm = store.sizes.max(1) * store.spacing_mm
     box_mm = (store.boxes[:, 2:] - store.boxes[:, :2]).max(1) * store.spacing_mm
     rows = {}
