@@ -19,7 +19,7 @@ JSON_KEYS = ("path", "stage", "probabilities", "expected_stage", "uncertainty", 
 
 
 def phantom(args) -> int:
-    """Draw a virtual cohort as CT DICOM files, with boxes, masks and a manifest."""
+    """Draw a virtual cohort as CT DICOM files and screenshots, with boxes, masks and a manifest."""
     from .phantom.write import write_cohort
 
     print(write_cohort(args.out, args.patients, args.seed, progress=sys.stderr.isatty(), difficulty=args.difficulty))

@@ -66,15 +66,20 @@ def test_mean_position_is_the_average_of_box_masks(cohort, store):
 
 
 def test_distance_is_zero_at_the_joint_and_counts_millimetres(cohort, store):
-    rows = np.array([0, 5, 11])
+    rows = np.flatnonzero(~np.isnan(store.spacing_mm))[[0, 5, 11]]
     table = cohort.table.loc[rows]
     assert (store.scale[rows] < 1).all()
-    decoded = torch.tensor(table[["joint_x", "joint_y"]].to_numpy(np.float32))
+    decoded = torch.tensor(table[["joint_x", "joint_y"]].to_numpy(np.float32)) + 0.5  # from the middle of the first pixel to its edge
     x, y = still_scene(torch.from_numpy(store.sizes[rows])).to_frame(decoded[:, None] * torch.from_numpy(store.scale[rows])[:, None, None])[:, 0].T
     assert joint_distance_mm(cohort, store, rows, x.numpy(), y.numpy()) == pytest.approx(0, abs=1e-3)
     longer_mm = store.sizes[rows].max(1) * store.spacing_mm[rows]
     moved = joint_distance_mm(cohort, store, rows, x.numpy() + 10 / longer_mm, y.numpy())
     assert moved == pytest.approx(10, abs=0.01)
+
+
+def test_distance_is_unknown_in_a_screenshot(cohort, store):
+    rows = cohort.table.index[cohort.table["export"].isin(["png", "jpeg"])].to_numpy()
+    assert len(rows) and np.isnan(joint_distance_mm(cohort, store, rows, np.full(len(rows), 0.5), np.full(len(rows), 0.5))).all()
 
 
 def test_distance_is_unknown_without_the_truth(cohort, store):

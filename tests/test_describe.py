@@ -1,5 +1,7 @@
 """Tables that describe a cohort: against sums, hand-counted agreement, and curves whose middle is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,8 +59,9 @@ def test_image_table_speaks_of_images_as_decoded_not_as_stored(cohort, store):
         image = read_image(cohort.image_path(row))
         assert (table["height_px"][row], table["width_px"][row]) == pytest.approx(image.pixels.shape, abs=1.5)
         assert max(table["height_px"][row], table["width_px"][row]) == max(image.pixels.shape)
-        assert table["spacing_mm"][row] == pytest.approx(image.spacing_mm, rel=1e-4)
-        assert table["field_mm"][row] == pytest.approx(image.spacing_mm * max(image.pixels.shape), rel=1e-4)
+        spacing_mm = np.nan if image.spacing_mm is None else image.spacing_mm
+        assert table["spacing_mm"][row] == pytest.approx(spacing_mm, rel=1e-4, nan_ok=True)
+        assert table["field_mm"][row] == pytest.approx(spacing_mm * max(image.pixels.shape), rel=1e-4, nan_ok=True)
         assert table["median_grey"][row] == pytest.approx(np.median(image.pixels), abs=0.02)
         x0, y0, x1, y1 = cohort.table.loc[row, BOX]
         assert table["box_share"][row] == pytest.approx(max(x1 - x0, y1 - y0) / image.pixels.shape[1], rel=1e-2)
@@ -82,10 +85,16 @@ def test_sampling_table_counts_pixels(cohort, store):
     configs = {"window": RunConfig(role="teacher", window_px=96, window_scale=1.5), "frame": RunConfig(role="baseline", frame_px=192)}
     table = describe.sampling_table(cohort, store, configs, joint_mm=15)
     decoded = describe.image_table(cohort, store)
-    assert table.loc["frame", "mm a pixel"] == pytest.approx(np.median(decoded["field_mm"]) / 192, abs=0.006)
+    assert table.loc["frame", "mm a pixel"] == pytest.approx(np.nanmedian(decoded["field_mm"]) / 192, abs=0.006)
     box_mm = (decoded["box_share"] * decoded["width_px"] * decoded["spacing_mm"]).median()
     assert table.loc["window", "mm a pixel"] == pytest.approx(1.5 * box_mm / 96, abs=0.006)
     assert table.loc["window", "px along 15 mm"] > table.loc["frame", "px along 15 mm"]
+
+
+def test_sampling_table_of_screenshots_alone_is_unknown(cohort, store):
+    blind = replace(store, spacing_mm=np.full_like(store.spacing_mm, np.nan))
+    table = describe.sampling_table(cohort, blind, {"window": RunConfig(role="teacher"), "frame": RunConfig(role="baseline")})
+    assert table.drop(columns="side px").isna().all(axis=None) and (table["side px"] > 0).all()
 
 
 def test_transition_ages_find_the_middle_of_a_known_curve(cohort):

@@ -118,6 +118,17 @@ def test_ages_without_any_age_says_so(study):
     assert "0 virtual patients of known age and sex" in figures.ages(unknown).get_suptitle()
 
 
+def test_images_of_unknown_spacing_are_left_out_and_not_counted(study, maps):
+    known = study.cohort.table[~np.isnan(study.store.spacing_mm)]
+    assert 0 < len(known) < len(study.cohort.table)
+    titles = [ax.get_title("left") for ax in figures.image_properties(study.cohort, study.store).axes]
+    assert [title.split()[-1] for title in titles[1:3]] == [str(len(known))] * 2 and titles[5].endswith(f"n = {len(study.cohort.table)}")
+    held_out = known["split"].eq("test").sum()
+    spoken = " ".join(figures.joint_distances(maps, True).get_suptitle().split())
+    assert f"{held_out} virtual patients held out" in spoken
+    assert ("known spacing" in spoken) == (held_out < len(study.cohort.subset("test")))
+
+
 def test_stage_shares_by_age_add_up_to_one(study):
     for ax in figures.ages(study.cohort).axes[1:]:
         total = pd.Series([bar.get_height() for bar in ax.patches]).groupby([round(bar.get_x(), 6) for bar in ax.patches]).sum()
@@ -184,7 +195,9 @@ def test_teacher_takes_part_in_the_distances_from_the_joint(study, runs, maps):
     rows = attention.image_rows(study.cohort, teacher["image"])
     side_mm = (attention.windows(study.store, rows)[:, 2:] - attention.windows(study.store, rows)[:, :2])[:, 0].numpy()
     side_mm = side_mm * study.store.sizes[rows].max(1) * study.store.spacing_mm[rows]
-    assert (teacher["joint_mm"].to_numpy() <= side_mm * 2**0.5).all()  # peak and joint both lie in the window
+    known = ~np.isnan(side_mm)
+    assert (teacher["joint_mm"].notna() == known).all() and known.any()
+    assert (teacher["joint_mm"].to_numpy() <= side_mm * 2**0.5)[known].all()  # peak and joint both lie in the window
 
 
 def test_distances_without_the_truth_are_empty_and_the_figure_says_so(study, runs, maps):

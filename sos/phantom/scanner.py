@@ -111,6 +111,8 @@ def expose(hu, exposure: Exposure, rng, landmarks) -> np.ndarray:
     image += noise * (0.35 + 0.65 * inside) * (1 + 0.5 * rows**4)
     image += exposure.noise * preset.stripes * stripes((h, w), rng)
     image = leave_out(image, exposure, rng)
+    if preset.field == "large" and rng.random() < 0.2:
+        image = bound(image, mm, rng)
     top = (1 << preset.bits) - 1 + preset.intercept if preset.bits < 16 else 4000
     return np.clip(np.rint(image), preset.intercept, top).astype(np.int16)
 
@@ -217,6 +219,19 @@ def leave_out(image, exposure: Exposure, rng):
         image[:, : pad * sides[2]] = -1000
         image[:, w - pad * int(sides[3]):] = -1000
     return image
+
+
+def bound(image, mm, rng):
+    """Boundary of the reconstructed field, black beyond: a circle that cuts the corners, or a rectangle inside the frame."""
+    h, w = image.shape
+    row, column = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)[None]
+    if rng.random() < 0.5:
+        x, y, radius = w * rng.normal(0.5, 0.01), h * rng.normal(0.5, 0.01), w * rng.uniform(0.5, 0.58)
+        inside = (column - x) ** 2 + (row - y) ** 2 < radius**2
+    else:
+        left, right, above, below = rng.uniform(2, 12, 4) / mm
+        inside = (column >= left) & (column < w - right) & (row >= above) & (row < h - below)
+    return np.where(inside, image, np.float32(-1000))
 
 
 def lowpass(flags, pixels):

@@ -1,10 +1,9 @@
-"""A virtual cohort on disk: one CT DICOM file and one mask a patient, and a manifest beside them.
+"""A virtual cohort on disk: one image, DICOM or screenshot, and one mask a patient, and a manifest beside them.
 
 Everything is a function of the seed, the patient's index and the difficulty: same seed, same bytes, whatever the number of workers.
 """
 
 import csv
-import hashlib
 import io
 import json
 import multiprocessing
@@ -22,10 +21,11 @@ from ..config import source_digest
 from ..errors import CohortError
 from .anatomy import Section, draw_section
 from .difficulty import Difficulty
+from .export import SUFFIXES, Export, draw_export, export_patient, uid
 from .population import Person, draw_person
 from .scanner import Exposure, draw_exposure, expose
 
-COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device",
+COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device", "export",
            "cohort_kind", "stage_true", "rater_1", "rater_2", "rater_3", "closed", "gap_mm", "scar", "maturity_y", "joint_x",
            "joint_y", "pitch_deg", "off_mm")
 
@@ -33,7 +33,7 @@ COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1
 @dataclass(frozen=True)
 class Patient:
     """One drawn patient: `pixels` (h, w) int16 grey values, `mask` (h, w) bool of the joint, `box` (x0, y0, x1, y1) in pixels,
-    the truth."""
+    the truth; `export`: which file is made of it."""
 
     seed: int
     index: int
@@ -44,6 +44,7 @@ class Patient:
     mask: np.ndarray
     box: tuple[float, float, float, float]
     joint_px: tuple[float, float]
+    export: Export
     difficulty: Difficulty = Difficulty()
 
     @property
@@ -61,8 +62,8 @@ def patient_id(seed: int, index: int, difficulty: Difficulty = Difficulty()) -> 
 
 
 def draw_patient(seed: int, index: int, difficulty: Difficulty = Difficulty()) -> Patient:
-    """Draw patient `index` of the cohort `seed`: person, anatomy, scan, expert's box; the same person at every difficulty."""
-    who, what, how = np.random.default_rng([seed, index]).spawn(3)
+    """Draw patient `index` of the cohort `seed`: person, anatomy, scan, expert's box, kind of file; the same person at every difficulty."""
+    who, what, how, file = np.random.default_rng([seed, index]).spawn(4)
     person = draw_person(seed, index, who, difficulty)
     exposure = draw_exposure(how, difficulty)
     section = draw_section(person, what, exposure.shape, exposure.voxel_mm, exposure.pitch_deg, exposure.joint_px,
@@ -73,7 +74,7 @@ def draw_patient(seed: int, index: int, difficulty: Difficulty = Difficulty()) -
         w = pixels.shape[1]
         pixels, mask, box, x = np.ascontiguousarray(pixels[:, ::-1]), mask[:, ::-1], (w - box[2], box[1], w - box[0],
                                                                                       box[3]), w - 1 - x
-    return Patient(seed, index, person, exposure, section, pixels, mask, box, (float(x), float(y)), difficulty)
+    return Patient(seed, index, person, exposure, section, pixels, mask, box, (float(x), float(y)), draw_export(file), difficulty)
 
 
 def expert_box(section: Section, exposure: Exposure, rng) -> tuple[float, float, float, float]:
@@ -92,71 +93,22 @@ def expert_box(section: Section, exposure: Exposure, rng) -> tuple[float, float,
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def uid(*parts) -> str:
-    """Deterministic DICOM UID below 2.25 from `parts`."""
-    digest = hashlib.sha256("/".join(map(str, ("sos-phantom",) + parts)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
-
-
-def to_dicom(patient: Patient) -> bytes:
-    """The patient as a CT Image Storage file (explicit VR little endian, 16 bit, no dates, no names)."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
-    preset, mm = patient.exposure.preset, patient.exposure.voxel_mm
-    ds, meta = Dataset(), FileMetaDataset()
-    ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
-    ds.SOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = patient.uid("instance")
-    ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ""
-    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "sos virtual scanner", preset.name
-    ds.PatientName, ds.PatientID = f"Virtual^{patient.patient_id}", patient.patient_id
-    ds.PatientSex, ds.PatientAge = patient.person.sex, f"{int(patient.person.age_y):03d}Y"
-    ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "virtual patient"
-    ds.SliceThickness, ds.KVP = f"{mm:g}", "90"
-    ds.StudyInstanceUID = patient.uid("study")
-    ds.SeriesInstanceUID = patient.uid("series")
-    ds.FrameOfReferenceUID = patient.uid("frame")
-    ds.Laterality, ds.PatientPosition = "", "HFS"
-    ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber, ds.InstanceNumber, ds.PositionReferenceIndicator = "1", "1", "1", "1", ""
-    # columns run to the front (-y of the patient) in a head facing right, rows down (-z)
-    forward = 1 if patient.exposure.mirrored else -1
-    ds.ImageOrientationPatient = ["0", str(forward), "0", "0", "0", "-1"]
-    x, y = patient.joint_px  # the origin of the frame of reference is the joint
-    ds.ImagePositionPatient = [f"{patient.exposure.off_mm:.2f}", f"{-forward * x * mm:.2f}", f"{y * mm:.2f}"]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = patient.pixels.shape
-    ds.PixelSpacing = [f"{mm:g}", f"{mm:g}"]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, preset.bits, preset.bits - 1, 0
-    ds.WindowCenter, ds.WindowWidth = "400", "3000"
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = str(preset.intercept), "1", "US"
-    stored = (patient.pixels.astype(np.int32) - preset.intercept).astype("<u2")
-    ds.PixelData = stored.tobytes()
-    ds["PixelData"].VR = "OW"
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, ds.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID, meta.ImplementationVersionName = uid("implementation"), "SOS_PHANTOM"
-    ds.file_meta = meta
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def write_patient(job: tuple[Path, int, int, Difficulty]) -> dict:
     """Draw and write one patient; job is (cohort folder, seed, index, difficulty). Returns the manifest row."""
     out, seed, index, difficulty = job
     patient = draw_patient(seed, index, difficulty)
-    person, exposure = patient.person, patient.exposure
-    image, mask = f"images/{patient.patient_id}.dcm", f"masks/{patient.patient_id}.png"
-    _replace(out / image, to_dicom(patient))
+    person, exposure, file = patient.person, patient.exposure, export_patient(patient)
+    image, mask = f"images/{patient.patient_id}{patient.export.suffix}", f"masks/{patient.patient_id}.png"
+    _replace(out / image, file.data)
+    for suffix in set(SUFFIXES) - {patient.export.suffix}:  # what another recipe made of this patient
+        (out / "images" / f"{patient.patient_id}{suffix}").unlink(missing_ok=True)
     buffer = io.BytesIO()
-    Image.fromarray(patient.mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(file.mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
     _replace(out / mask, buffer.getvalue())
-    values = (patient.patient_id, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in patient.box), "",
-              mask, f"{exposure.voxel_mm:g}", exposure.preset.name, "virtual", person.fusion.stage, *person.raters,
-              f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}",
-              f"{person.maturity_y:.3f}", *(f"{v:.2f}" for v in patient.joint_px), f"{exposure.pitch_deg:.2f}",
+    values = (patient.patient_id, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in file.box), "",
+              mask, f"{file.spacing_mm:g}", exposure.preset.name, patient.export.kind, "virtual", person.fusion.stage,
+              *person.raters, f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}",
+              f"{person.maturity_y:.3f}", *(f"{v:.2f}" for v in file.joint_px), f"{exposure.pitch_deg:.2f}",
               f"{exposure.off_mm:.2f}")
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -217,7 +169,7 @@ def fingerprint() -> str:
 def _clear(out: Path, keep: set[str]) -> None:
     """Remove images and masks that an earlier recipe or an interrupted run left in the cohort's folder."""
     for path in [*(out / "images").iterdir(), *(out / "masks").iterdir()]:
-        name = re.fullmatch(r"\.?(V\d{4,}-\d{5}(?:-d[\d.e+-]+?)?)\.(dcm|png)(\.\d+)?", path.name)
+        name = re.fullmatch(r"\.?(V\d{4,}-\d{5}(?:-d[\d.e+-]+?)?)\.(dcm|png|jpg)(\.\d+)?", path.name)
         if name and (name[1] not in keep or name[3]):
             path.unlink()
 

@@ -147,7 +147,8 @@ def joint_distance_mm(cohort: Cohort, store: PixelStore, rows, x: np.ndarray, y:
     rows = np.asarray(rows)
     scene = still_scene(torch.from_numpy(store.sizes[rows]))
     point = scene.to_native(torch.from_numpy(np.stack([x, y], 1)).float()[:, None])[:, 0].numpy()  # (n, 2) stored pixels
-    joint = cohort.table.loc[rows, ["joint_x", "joint_y"]].to_numpy(float) * store.scale[rows, None]
+    middle = cohort.table.loc[rows, ["joint_x", "joint_y"]].to_numpy(float) + 0.5  # whole numbers are the middle of a pixel, scenes count edges
+    joint = middle * store.scale[rows, None]
     return np.linalg.norm(point - joint, axis=1) * store.spacing_mm[rows]
 
 

@@ -90,7 +90,8 @@ def source_windows(cohort: Cohort, most: int = 60) -> pd.DataFrame:
 
 def sampling_table(cohort: Cohort, store: PixelStore, configs: dict[str, RunConfig], joint_mm: float = 14.0) -> pd.DataFrame:
     """One row a picture size: its side in px, mm a pixel (median over images of known spacing; 5th and 95th percentile), and how many pixels long a
-    joint of `joint_mm` is then (10 to 18 mm is usual). configs: name → RunConfig of a teacher or of a full-image network."""
+    joint of `joint_mm` is then (10 to 18 mm is usual); nan where no spacing is known. configs: name → RunConfig of a teacher or of a
+    full-image network."""
     frame_mm = store.sizes.max(1) * store.spacing_mm
     box_mm = (store.boxes[:, 2:] - store.boxes[:, :2]).max(1) * store.spacing_mm
     rows = {}
@@ -98,9 +99,10 @@ def sampling_table(cohort: Cohort, store: PixelStore, configs: dict[str, RunConf
         on_window = config.role == "teacher"
         side_px = config.window_px if on_window else config.frame_px
         mm = (box_mm * config.window_scale if on_window else frame_mm) / side_px
-        low, middle, high = np.nanpercentile(mm, [5, 50, 95])
+        known = mm[~np.isnan(mm)]
+        low, middle, high = np.percentile(known, [5, 50, 95]) if len(known) else [np.nan] * 3
         rows[name] = {"side px": side_px, "mm a pixel": round(middle, 2), "5 %": round(low, 2), "95 %": round(high, 2),
-                      f"px along {joint_mm:g} mm": round(joint_mm / middle)}
+                      f"px along {joint_mm:g} mm": np.round(joint_mm / middle)}
     return pd.DataFrame(rows).T
 
 

@@ -49,6 +49,7 @@ ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network",
 CONTROL_COLOUR, BOX_COLOUR, GREY = "#BBBBBB", "#56B4E9", "0.45"
 HEAT = "inferno"  # of heat maps
 THIN = {"linewidth": 0.7}
+SCREENSHOTS = ("PNG", "JPEG", "TIFF")  # formats, as the reader names them, that keep no scanner's grey values
 
 
 def journal(draw):
@@ -194,11 +195,14 @@ def image_properties(cohort: Cohort, store: PixelStore) -> Figure:
     keys = source["device"] if "device" in source else source["format"]
     order = order if "device" in source else sorted(keys.unique())
     for i, key in enumerate(order):
-        part = source[keys == key]
-        axes[5].hlines([i] * len(part), part["low"], part["high"], color=ROLE_COLOURS["baseline"], alpha=0.35, lw=1.5)
-        axes[5].plot(part["low"], [i] * len(part), "|k", part["high"], [i] * len(part), "|k", ms=5, mew=0.6)
+        for screenshot, colour in ((False, ROLE_COLOURS["baseline"]), (True, ROLE_COLOURS["teacher"])):
+            part = source[(keys == key) & (source["format"].isin(SCREENSHOTS) == screenshot)]
+            place = [i + 0.25 * screenshot] * len(part)
+            axes[5].hlines(place, part["low"], part["high"], color=colour, alpha=0.35, lw=1.5)
+            axes[5].plot(part["low"], place, "|k", part["high"], place, "|k", ms=5, mew=0.6)
     axes[5].set_yticks(range(len(order)), order)
-    axes[5].set(xlabel="source grey value", title=f"black to white, n = {len(source)}")
+    told = source["format"].isin(SCREENSHOTS).sum()
+    axes[5].set(xlabel="source grey value" + (f"\n(blue: {told} screenshots)" if told else ""), title=f"black to white, n = {len(source)}")
     axes[5].set_ylim(len(order) - 0.5, -0.5)
     axes[5].tick_params(labelleft="device" not in source, left=False)
     _letters(axes)
@@ -594,7 +598,9 @@ def joint_distances(table: pd.DataFrame, virtual: bool) -> Figure:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     else:
         ax.text(0.5, 0.5, "joint or spacing unknown", ha="center", va="center", transform=ax.transAxes, color=GREY)
-    _caption(fig, f"How far from the joint attention peaks; n = {people(virtual, table['patient_id'].nunique())} held out")
+    known = table.loc[table["joint_mm"].notna(), "patient_id"].nunique()
+    which = "" if known == table["patient_id"].nunique() else " whose images have a known spacing"
+    _caption(fig, f"How far from the joint attention peaks; n = {people(virtual, known)} held out{which}")
     return fig
 
 
