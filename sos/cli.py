@@ -22,7 +22,7 @@ def phantom(args) -> int:
     """Draw a virtual cohort as CT DICOM files, with boxes, masks and a manifest."""
     from .phantom.write import write_cohort
 
-    print(write_cohort(args.out, args.patients, args.seed, progress=sys.stderr.isatty()))
+    print(write_cohort(args.out, args.patients, args.seed, progress=sys.stderr.isatty(), volumes=args.volumes))
     return 0
 
 
@@ -185,6 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", metavar="OUT", help="folder of the new cohort")
     sub.add_argument("--patients", type=int, default=96, help="default: %(default)s")
     sub.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    sub.add_argument("--volumes", action="store_true", help="whole heads as series of axial slices, about 150 MB each")
 
     sub = command("audit", audit, "sos audit cohort/manifest.csv")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")

@@ -1,4 +1,5 @@
-"""A virtual cohort on disk: one CT DICOM file and one mask a patient, and a manifest beside them.
+"""A virtual cohort on disk: one CT DICOM file (or, asked for volumes, a folder of axial slices) and one mask a patient, and a
+manifest beside them.
 
 Everything is a function of the seed and the patient's index: same seed, same bytes, whatever the number of workers.
 """
@@ -10,6 +11,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,16 @@ from ..config import source_digest
 from ..errors import CohortError
 from .anatomy import Section, draw_section
 from .population import Person, draw_person
-from .scanner import Exposure, draw_exposure, expose
+from .scanner import Exposure, Preset, draw_exposure, expose
+from .series import draw_scan, true_slice, write_series
 
 COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device",
            "cohort_kind", "stage_true", "rater_1", "rater_2", "rater_3", "closed", "gap_mm", "scar", "maturity_y", "joint_x",
            "joint_y", "pitch_deg", "off_mm")
+#: The truth about a volume, in patient coordinates (x left, y back, z to the head): normal of the mid-sagittal plane and a point on
+#: it, the head's turn and shift, the joint's centre.
+VOLUME_COLUMNS = COLUMNS + ("nx", "ny", "nz", "px", "py", "pz", "yaw_deg", "roll_deg", "shift_x_mm", "shift_y_mm", "shift_z_mm",
+                            "joint_x_mm", "joint_y_mm", "joint_z_mm")
 
 
 @dataclass(frozen=True)
@@ -91,43 +98,57 @@ def uid(*parts) -> str:
     return f"2.25.{int.from_bytes(digest[:16], 'big')}"
 
 
-def to_dicom(patient: Patient) -> bytes:
-    """The patient as a CT Image Storage file (explicit VR little endian, 16 bit, no dates, no names)."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+def ct_header(seed: int, index: int, person: Person, preset: Preset, voxel_mm: float):
+    """What the files of one virtual patient have in common, as a data set: identity (no dates, no names), device, grey scale."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import CTImageStorage
 
-    preset, mm = patient.exposure.preset, patient.exposure.voxel_mm
-    ds, meta = Dataset(), FileMetaDataset()
+    ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
     ds.SOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = uid(patient.seed, patient.index, "instance")
+    ds.SOPInstanceUID = uid(seed, index, "instance")
     ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ""
     ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "sos virtual scanner", preset.name
-    ds.PatientName, ds.PatientID = f"Virtual^{patient.patient_id}", patient.patient_id
-    ds.PatientSex, ds.PatientAge = patient.person.sex, f"{int(patient.person.age_y):03d}Y"
+    ds.PatientName, ds.PatientID = f"Virtual^{patient_id(seed, index)}", patient_id(seed, index)
+    ds.PatientSex, ds.PatientAge = person.sex, f"{int(person.age_y):03d}Y"
     ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "virtual patient"
-    ds.SliceThickness, ds.KVP = f"{mm:g}", "90"
-    ds.StudyInstanceUID = uid(patient.seed, patient.index, "study")
-    ds.SeriesInstanceUID = uid(patient.seed, patient.index, "series")
-    ds.FrameOfReferenceUID = uid(patient.seed, patient.index, "frame")
+    ds.SliceThickness, ds.KVP = f"{voxel_mm:g}", "90"
+    ds.StudyInstanceUID = uid(seed, index, "study")
+    ds.SeriesInstanceUID = uid(seed, index, "series")
+    ds.FrameOfReferenceUID = uid(seed, index, "frame")
     ds.Laterality, ds.PatientPosition = "", "HFS"
     ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber, ds.InstanceNumber, ds.PositionReferenceIndicator = "1", "1", "1", "1", ""
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.PixelSpacing = [f"{voxel_mm:g}", f"{voxel_mm:g}"]
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, preset.bits, preset.bits - 1, 0
+    ds.WindowCenter, ds.WindowWidth = "400", "3000"
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = str(preset.intercept), "1", "US"
+    return ds
+
+
+def to_dicom(patient: Patient) -> bytes:
+    """The patient as a CT Image Storage file (explicit VR little endian, 16 bit, no dates, no names)."""
+    mm = patient.exposure.voxel_mm
+    ds = ct_header(patient.seed, patient.index, patient.person, patient.exposure.preset, mm)
     # columns run to the front (-y of the patient) in a head facing right, rows down (-z)
     forward = 1 if patient.exposure.mirrored else -1
     ds.ImageOrientationPatient = ["0", str(forward), "0", "0", "0", "-1"]
     x, y = patient.joint_px  # the origin of the frame of reference is the joint
     ds.ImagePositionPatient = [f"{patient.exposure.off_mm:.2f}", f"{-forward * x * mm:.2f}", f"{y * mm:.2f}"]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = patient.pixels.shape
-    ds.PixelSpacing = [f"{mm:g}", f"{mm:g}"]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, preset.bits, preset.bits - 1, 0
-    ds.WindowCenter, ds.WindowWidth = "400", "3000"
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = str(preset.intercept), "1", "US"
-    stored = (patient.pixels.astype(np.int32) - preset.intercept).astype("<u2")
-    ds.PixelData = stored.tobytes()
+    return dicom_bytes(ds, patient.pixels)
+
+
+def dicom_bytes(ds, pixels: np.ndarray) -> bytes:
+    """A file of the data set `ds` with grey values (h, w), which are stored less the data set's rescale intercept."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    ds.Rows, ds.Columns = pixels.shape
+    ds.PixelData = (pixels.astype(np.int32) - int(ds.RescaleIntercept)).astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, ds.SOPInstanceUID
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID, meta.ImplementationVersionName = uid("implementation"), "SOS_PHANTOM"
     ds.file_meta = meta
@@ -141,51 +162,79 @@ def write_patient(job: tuple[Path, int, int]) -> dict:
     out, seed, index = job
     patient = draw_patient(seed, index)
     person, exposure = patient.person, patient.exposure
-    image, mask = f"images/{patient.patient_id}.dcm", f"masks/{patient.patient_id}.png"
+    image = f"images/{patient.patient_id}.dcm"
     _replace(out / image, to_dicom(patient))
-    buffer = io.BytesIO()
-    Image.fromarray(patient.mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
-    _replace(out / mask, buffer.getvalue())
-    values = (patient.patient_id, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in patient.box), "",
-              mask, f"{exposure.voxel_mm:g}", exposure.preset.name, "virtual", person.fusion.stage, *person.raters,
-              f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}",
-              f"{person.maturity_y:.3f}", *(f"{v:.2f}" for v in patient.joint_px), f"{exposure.pitch_deg:.2f}",
-              f"{exposure.off_mm:.2f}")
-    return dict(zip(COLUMNS, values, strict=True))
+    return dict(zip(COLUMNS, _row(out, patient.patient_id, person, exposure, image, patient.mask, patient.box, patient.joint_px),
+                    strict=True))
 
 
-def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False) -> Path:
+def write_volume(job: tuple[Path, int, int]) -> dict:
+    """Draw and write one patient as a series of axial slices, unless it is there; job as in `write_patient`. Returns the row.
+
+    Box, mask and joint of the row are in pixels of the slice that `read_image` cuts where it finds the true mid-sagittal plane.
+    """
+    out, seed, index = job
+    scan = draw_scan(seed, index)
+    truth = true_slice(scan)
+    section, name = truth.section, patient_id(seed, index)
+    image = f"volumes/{name}"
+    if not (out / image).is_dir():
+        write_series(out / image, scan)
+    box = expert_box(section, truth.exposure, np.random.default_rng([seed, index, 1]))
+    values = (*_row(out, name, scan.person, truth.exposure, image, section.joint, box, section.landmarks["joint"]),
+              *(f"{v:.6f}" for v in scan.plane.normal), *(f"{v:.3f}" for v in scan.plane.offset_mm * scan.plane.normal),
+              *(f"{v:.3f}" for v in (*scan.turn_deg[:2], *scan.shift_mm, *scan.joint_mm)))
+    return dict(zip(VOLUME_COLUMNS, values, strict=True))
+
+
+def _row(out, name, person: Person, exposure: Exposure, image: str, mask, box, joint_px) -> tuple:
+    """Values of COLUMNS; writes the mask on the way."""
+    buffer, file = io.BytesIO(), f"masks/{name}.png"
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
+    _replace(out / file, buffer.getvalue())
+    return (name, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in box), "", file,
+            f"{exposure.voxel_mm:g}", exposure.preset.name, "virtual", person.fusion.stage, *person.raters,
+            f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}", f"{person.maturity_y:.3f}",
+            *(f"{v:.2f}" for v in joint_px), f"{exposure.pitch_deg:.2f}", f"{exposure.off_mm:.2f}")
+
+
+def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False, volumes: bool = False) -> Path:
     """Write a virtual cohort of `patients` to the folder `out` and return the path of its manifest.
 
-    Does nothing where the manifest exists with the same recipe (`cohort.json`: patients, seed, fingerprint of the drawing code).
-    `workers=None` uses all usable cores; the bytes do not depend on it. Raises CohortError for an impossible number or another
-    cohort's folder.
+    `volumes`: for each patient a folder of axial slices (about 120 to 160 MB) in place of one sagittal image. Does nothing where
+    the manifest exists with the same recipe (`cohort.json`: patients, seed, fingerprint of the drawing code); an interrupted run
+    goes on, and keeps the volumes that are whole. `workers=None` uses all usable cores; the bytes do not depend on it. Raises
+    CohortError for an impossible number or another cohort's folder.
     """
     if patients < 1 or seed < 0:
         raise CohortError(f"a virtual cohort needs patients >= 1 and seed >= 0, not {patients} and {seed}")
     out = Path(out)
     manifest, card = out / "manifest.csv", out / "cohort.json"
     recipe = {"kind": "virtual", "patients": int(patients), "seed": int(seed), "fingerprint": fingerprint()}
-    if manifest.is_file() and card.is_file() and json.loads(card.read_text()) == recipe:
+    recipe |= {"volumes": True} if volumes else {}
+    begun = card.is_file() and json.loads(card.read_text()) == recipe
+    if begun and manifest.is_file():
         return manifest
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / ("volumes" if volumes else "images")).mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     manifest.unlink(missing_ok=True)
-    _clear(out, {patient_id(seed, index) for index in range(patients)})
+    names = {patient_id(seed, index) for index in range(patients)}
+    _clear(out, {"images": set() if volumes else names, "masks": names, "volumes": names if volumes and begun else set()})
+    _replace(card, (json.dumps(recipe, indent=1) + "\n").encode())
     jobs = [(out, seed, index) for index in range(patients)]
-    # a pool takes about a second to start: not worth it for a few patients
-    workers = min(workers or len(os.sched_getaffinity(0)), -(-patients // 8))
+    write, columns, batch = (write_volume, VOLUME_COLUMNS, 1) if volumes else (write_patient, COLUMNS, 8)
+    # a pool takes about a second to start: not worth it for a few images
+    workers = min(workers or len(os.sched_getaffinity(0)), -(-patients // batch))
     if workers == 1:
-        rows = list(_watched(map(write_patient, jobs), patients, progress))
+        rows = list(_watched(map(write, jobs), patients, progress))
     else:
         # an executor, not a Pool: where a script lacks its `if __name__ == "__main__":` guard, it fails, a Pool would hang
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            rows = list(_watched(pool.map(write_patient, jobs, chunksize=8), patients, progress))
+            rows = list(_watched(pool.map(write, jobs, chunksize=batch), patients, progress))
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    _replace(card, (json.dumps(recipe, indent=1) + "\n").encode())
     _replace(manifest, text.getvalue().encode())
     return manifest
 
@@ -195,12 +244,13 @@ def fingerprint() -> str:
     return source_digest(Path(__file__).parent)[:16]
 
 
-def _clear(out: Path, keep: set[str]) -> None:
-    """Remove images and masks that an earlier recipe or an interrupted run left in the cohort's folder."""
-    for path in [*(out / "images").iterdir(), *(out / "masks").iterdir()]:
-        name = re.fullmatch(r"\.?(V\d{4,}-\d{5})\.(dcm|png)(\.\d+)?", path.name)
-        if name and (name[1] not in keep or name[3]):
-            path.unlink()
+def _clear(out: Path, keep: dict[str, set[str]]) -> None:
+    """Remove what an earlier recipe or an interrupted run left in the cohort's folders, except what is named in `keep`."""
+    for folder, names in keep.items():
+        for path in (out / folder).iterdir() if (out / folder).is_dir() else ():
+            name = re.fullmatch(r"\.?(V\d{4,}-\d{5})(\.dcm|\.png)?(\.\d+)?", path.name)
+            if name and (name[1] not in names or name[3]):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _watched(rows, total, progress):
