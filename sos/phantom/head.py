@@ -128,7 +128,9 @@ def _layers(drawn: Middle, size: float):
     inside = binary_fill_holes(solid)
     air = inside & (middle < -400) & (width > 5) & ~section.sinus
     depth = np.where(air, distance_transform_edt(air) / 4.0, distance_transform_edt(inside) / 12.0) * frame.voxel_mm
-    width = np.maximum(width * np.sqrt(np.clip(depth, 0, 1)), 2.0)  # air spaces and nose are round
+    width = np.maximum(width * np.sqrt(np.clip(depth, 0, 1)), 2.0)  # air spaces and nose are round, bones a little
+    bone = binary_fill_holes(gaussian_filter(middle, 0.6 / frame.voxel_mm) > 180)
+    width *= np.where(bone, 0.78 + 0.22 * np.sqrt(np.clip(distance_transform_edt(bone) * frame.voxel_mm / 4, 0, 1)), 1)
     width = gaussian_filter(width, 1.0 / frame.voxel_mm)
     shell = Image.fromarray(middle)
     region(shell, INSIDE, SOFT)

@@ -10,13 +10,14 @@ import numpy as np
 from PIL import ImageDraw
 
 from .anatomy import SOFT
-from .canvas import Canvas, ellipse
+from .canvas import Canvas
 from .cranial_base import AIR, CORTICAL
 from .population import Person
 
 FAT, TOOTH, ENAMEL = -90.0, 1500.0, 2500.0
 #: The dental arch from the first incisor backward: X, x in mm.
 ARCH = np.array([(4.0, 92), (11, 90), (17, 85), (21.5, 78.5), (24.5, 71), (27, 62), (29.5, 52)])
+CIRCLE = np.stack([f(np.arange(24) * np.pi / 12) for f in (np.cos, np.sin)], axis=1)  # (24, 2)
 
 
 @dataclass(frozen=True)
@@ -184,13 +185,15 @@ def placed(solid: Solid, frame: Canvas, size: float) -> Solid:
 
 def paint(pen: ImageDraw.ImageDraw, solid: Solid, away: float, voxel_mm: float) -> None:
     """Paint what the sagittal slice `away` mm beside the midline cuts of a placed structure."""
-    parts = solid.parts
-    share = 1 - ((away - parts[:, 0]) / parts[:, 3]) ** 2
-    for part, cut in zip(parts[share > 0], np.sqrt(share[share > 0]), strict=True):
-        pen.polygon(ellipse(part[1:3], part[4:6] * cut, part[6], points=24).ravel().tolist(), fill=float(solid.hard))
-    if not solid.wall:
-        return
-    radii = np.maximum(parts[:, 3:6] - solid.wall / np.array([1, voxel_mm, voxel_mm]), 0.05)  # (n, 3)
-    share = 1 - ((away - parts[:, 0]) / radii[:, 0]) ** 2
-    for part, inner, cut in zip(parts[share > 0], radii[share > 0], np.sqrt(share[share > 0]), strict=True):
-        pen.polygon(ellipse(part[1:3], inner[1:] * cut, part[6], points=24).ravel().tolist(), fill=float(solid.soft))
+    thick = solid.wall / np.array([1, voxel_mm, voxel_mm])
+    for depth, tissue in ((0.0, solid.hard), (thick, solid.soft)) if solid.wall else ((0.0, solid.hard),):
+        radii = np.maximum(solid.parts[:, 3:6] - depth, 0.05)  # (n, 3)
+        share = 1 - ((away - solid.parts[:, 0]) / radii[:, 0]) ** 2
+        cut = share > 0
+        size = radii[cut, 1:] * np.sqrt(share[cut, None])  # (m, 2)
+        tilt = np.deg2rad(solid.parts[cut, 6])
+        long, high = np.stack([np.cos(tilt), np.sin(tilt)], 1), np.stack([-np.sin(tilt), np.cos(tilt)], 1)
+        outlines = (solid.parts[cut, None, 1:3] + (size[:, :1] * long)[:, None] * CIRCLE[:, :1]
+                    + (size[:, 1:] * high)[:, None] * CIRCLE[:, 1:])  # (m, 24, 2)
+        for outline in outlines.reshape(len(size), 2 * len(CIRCLE)).tolist():
+            pen.polygon(outline, fill=float(tissue))

@@ -84,18 +84,23 @@ def streams(seed: int, index: int):
     return who, what, rest
 
 
+def draw_pose(rest: np.random.Generator) -> tuple[Preset, np.ndarray, np.ndarray]:
+    """Scanner, turn (yaw, roll, pitch) in degrees and shift (x, y, z) in mm, from the last of a patient's `streams`."""
+    rng = rest.spawn(1)[0]
+    preset = PRESETS[rng.integers(len(PRESETS))]
+    turn = np.clip(rng.normal(0, TURN_SD_DEG), -TURN_MAX_DEG, TURN_MAX_DEG)
+    return preset, turn, np.clip(rng.normal(0, SHIFT_SD_MM), -SHIFT_MAX_MM, SHIFT_MAX_MM)
+
+
 def draw_scan(seed: int, index: int, voxel_mm: float | None = None) -> Scan:
     """Draw patient `index` of the cohort `seed` and a pose in the scanner; quick, no volume yet. `voxel_mm`: instead of the
     field's own, for small volumes."""
     who, what, rest = streams(seed, index)
     person = draw_person(seed, index, who)
-    pose = rest.spawn(1)[0]
-    preset = PRESETS[pose.integers(len(PRESETS))]
+    preset, turn, shift = draw_pose(rest)
     across, high, edge, ahead, above = FIELDS[preset.field]
     edge = voxel_mm or edge
     shape = tuple(int(round(mm / edge)) for mm in (high, across, across))
-    turn = np.clip(pose.normal(0, TURN_SD_DEG), -TURN_MAX_DEG, TURN_MAX_DEG)
-    shift = np.clip(pose.normal(0, SHIFT_SD_MM), -SHIFT_MAX_MM, SHIFT_MAX_MM)
     return Scan(seed, index, person, preset, shape, edge, tuple(turn.tolist()), tuple(shift.tolist()),
                 np.array([0.0, ahead, above]) + shift, draw_middle(person, what, edge))
 
