@@ -138,7 +138,7 @@ def test_the_middle_of_the_head_is_the_section(small):
     middle = head.hu[int(head.centre[0])].astype(float)
     assert np.corrcoef(middle.ravel(), scan.middle.section.hu.ravel())[0, 1] > 0.99
     sides = [head.hu[int(head.centre[0]) + k].astype(float) for k in (-12, 12)]
-    assert 0.97 < np.corrcoef(sides[0].ravel(), sides[1].ravel())[0, 1] < 1
+    assert 0.9 < np.corrcoef(sides[0].ravel(), sides[1].ravel())[0, 1] < 1
 
 
 def test_halves_are_alike_about_the_true_plane_only(rows, volumes):

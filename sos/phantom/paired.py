@@ -54,7 +54,7 @@ def cells(rng, count, centre, spread, size) -> np.ndarray:
 
 
 def draw_paired(person: Person, rng) -> list[Solid]:
-    """The structures of one side in the order of painting; the other side is a `varied` copy."""
+    """The structures of either side in the order of painting, alike until they are `varied`."""
     grown = float(np.interp(person.age_y, (6, 16), (0.7, 1.0)))
     cortex, spongy = CORTICAL * rng.uniform(0.85, 1.1), rng.uniform(260, 420)
     return [*_skull_base(person, rng, cortex, spongy), *_face(rng, cortex, spongy, grown), *_jaws(person, rng, cortex, spongy),
@@ -166,12 +166,18 @@ def _neck(cortex, spongy):
             Solid(one((42, -8, 75), (8, 15, 60), 12), fat), Solid(one((42, -8, 75), (6, 12, 58), 12), muscle), *solids]
 
 
-def varied(solid: Solid, rng) -> Solid:
-    """The same structure of a person's other side: moved by half a millimetre, a few per cent larger or smaller."""
-    parts = solid.parts.copy()
-    parts[:, :3] += rng.normal(0, 0.5, 3)
-    parts[:, 3:6] *= 1 + rng.normal(0, 0.03, 3)
-    return replace(solid, parts=parts)
+def varied(solids: list[Solid], rng) -> list[Solid]:
+    """The structures as one side of a person has them: smoothly displaced by a millimetre or two, some per cent larger or smaller;
+    neighbours move together, so that walls stay whole."""
+    waves, phases, gains = rng.normal(0, 2 * np.pi / 120, (3, 3)), rng.uniform(0, 2 * np.pi, 3), rng.normal(0, 1.0, (3, 3))
+    scale = 1 + rng.normal(0, 0.03)
+    sides = []
+    for solid in solids:
+        parts = solid.parts.copy()
+        parts[:, :3] += np.sin(parts[:, :3] @ waves + phases) @ gains
+        parts[:, 3:6] *= scale
+        sides.append(replace(solid, parts=parts))
+    return sides
 
 
 def placed(solid: Solid, frame: Canvas, size: float) -> Solid:
