@@ -134,6 +134,8 @@ def test_an_open_joint_is_dark_where_the_manifest_says():
 
 def test_the_middle_of_the_head_is_the_section(small):
     scan = series.draw_scan(2, 1)
+    # the frame has the section's growth: both drew the same numbers
+    np.testing.assert_allclose(scan.middle.frame.to_px(scan.middle.outline[0])[0], scan.middle.section.landmarks["basion"])
     head = series.draw_head(scan.person, scan.middle, np.random.default_rng(0), 0.1)
     middle = head.hu[int(head.centre[0])].astype(float)
     assert np.corrcoef(middle.ravel(), scan.middle.section.hu.ravel())[0, 1] > 0.99

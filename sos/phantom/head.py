@@ -79,7 +79,7 @@ def draw_head(person: Person, middle: Middle, rng, blur_mm: float) -> Head:
     sides = {side: [placed(solid, frame, size) for solid in varied(solids, rng)] for side in (-1, 1)}
     breadth = {side: size * (1 + rng.normal(0, 0.012)) for side in (-1, 1)}  # one half is a little broader
     bone = (section.hu > 130) & (section.hu < 750) & (width > 5)
-    round_ = np.sqrt(np.clip(distance_transform_edt(section.sinus) * voxel_mm / 5, 0.1, 0.9))
+    round_ = np.sqrt(np.clip(distance_transform_edt(section.sinus) * voxel_mm / 3, 0.1, 0.9))
     hollow = np.where(section.sinus, np.maximum(width * round_, 3.0), np.inf)
     for i in range(2 * half + 1):
         lateral = (i - half) * step

@@ -115,7 +115,7 @@ def _face(rng, cortex, spongy, grown):
         Solid(wall, 0.5 * cortex), Solid(ethmoid, AIR + 60),
         Solid(np.vstack([chain([(13, 37, -8), (12.5, 36, 6)], [(1.2, 4, 6)] * 2, 8),
                          chain([(15, 36, -8), (19, 33, 6)], [(1.3, 3, 6)] * 2, 8)]), 0.8 * cortex),  # pterygoid plates
-        Solid(np.vstack([one((46, 64, 16), (8, 13, 13)), one((58, 60, -28), (4, 10, 14))]), FAT + 20),  # cheek, temple
+        Solid(np.vstack([one((40, 62, 16), (6, 12, 12)), one((54, 55, -28), (3, 8, 13))]), FAT + 20),  # cheek, temple
         Solid(one((54, 24, 24), (5.5, 14, 22), 15), SOFT + 25),  # masseter
         Solid(one((22, 56, 34), (5, 26, 14), 5), SOFT + 12), Solid(one((31, 54, 38), (4.5, 24, 8), 5), FAT + 60),  # floor of the mouth
     ]

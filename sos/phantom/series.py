@@ -189,7 +189,7 @@ def _streaks(scan: Scan, rng) -> tuple[np.ndarray, float]:
 
 def write_series(folder: Path, scan: Scan) -> None:
     """Write the slices as `0001.dcm` (the lowest) and on into `folder`, which appears when it is whole."""
-    from .write import ct_header, dicom_bytes, uid
+    from .write import ct_header, dicom_bytes, uid  # here, since `write` stands above this room
 
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
