@@ -22,7 +22,7 @@ def phantom(args) -> int:
     """Draw a virtual cohort as CT DICOM files and screenshots, with boxes, masks and a manifest."""
     from .phantom.write import write_cohort
 
-    print(write_cohort(args.out, args.patients, args.seed, progress=sys.stderr.isatty(), difficulty=args.difficulty))
+    print(write_cohort(args.out, args.patients, args.seed, progress=sys.stderr.isatty(), difficulty=args.difficulty, volumes=args.volumes))
     return 0
 
 
@@ -187,6 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     sub.add_argument("--difficulty", type=float, default=1.0,
                      help="0: as easy as a textbook picture; 1: the standard cohort; 2: hard (default: %(default)g)")
+    sub.add_argument("--volumes", action="store_true", help="whole heads as series of axial slices, about 150 MB each")
 
     sub = command("audit", audit, "sos audit cohort/manifest.csv")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")

@@ -190,16 +190,18 @@ def _outside_field(thin: np.ndarray) -> np.ndarray:
     return binary_dilation(filled)
 
 
-def resample(volume: Volume, plane: Plane) -> tuple[np.ndarray, float]:
-    """The slice in `plane`: (h, w) float32 from head to foot and from back to front, NaN outside the volume; and its spacing in
-    mm."""
-    spacing_mm = float(volume.voxel_mm.min())
+def slice_index(affine: np.ndarray, shape, plane: Plane) -> tuple[np.ndarray, float]:
+    """The grid of a slice in `plane` through a whole volume: indices (z, y, x) into it, (3, h, w), from head to foot and from back to
+    front, also where they lie outside; and the spacing in mm, the finest edge of a voxel.
+
+    affine, shape: as of a `Volume`."""
+    spacing_mm = float(np.linalg.norm(affine[:3, :3], axis=0).min())
     forward = np.array([0.0, -1.0, 0.0])
     forward -= (forward @ plane.normal) * plane.normal
     forward /= np.linalg.norm(forward)
     down = np.cross(plane.normal, forward)  # left × front = down
-    last = np.array(volume.values.shape) - 1.0
-    corners = np.array(list(product(*zip((0, 0, 0), last, strict=True)))) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    last = np.array(shape) - 1.0
+    corners = np.array(list(product(*zip((0, 0, 0), last, strict=True)))) @ affine[:3, :3].T + affine[:3, 3]
     down_mm, forward_mm = corners @ down, corners @ forward
     size = np.ceil([np.ptp(down_mm) / spacing_mm, np.ptp(forward_mm) / spacing_mm]).astype(int) + 1
     if size.max() > MAX_SLICE_PX:
@@ -207,10 +209,17 @@ def resample(volume: Volume, plane: Plane) -> tuple[np.ndarray, float]:
         size = np.ceil([np.ptp(down_mm) / spacing_mm, np.ptp(forward_mm) / spacing_mm]).astype(int) + 1
     rows = down_mm.min() + spacing_mm * np.arange(size[0])
     columns = forward_mm.min() + spacing_mm * np.arange(size[1])
-    to_index = np.linalg.inv(volume.affine[:3, :3])
-    start = to_index @ (plane.offset_mm * plane.normal - volume.affine[:3, 3])
+    to_index = np.linalg.inv(affine[:3, :3])
+    start = to_index @ (plane.offset_mm * plane.normal - affine[:3, 3])
     index = (start[:, None, None] + (to_index @ down)[:, None, None] * rows[None, :, None]
              + (to_index @ forward)[:, None, None] * columns[None, None, :])  # (3, h, w)
+    return index, spacing_mm
+
+
+def resample(volume: Volume, plane: Plane) -> tuple[np.ndarray, float]:
+    """The slice in `plane`: (h, w) float32 from head to foot and from back to front, NaN outside the volume; and its spacing in
+    mm."""
+    index, spacing_mm = slice_index(volume.affine, volume.values.shape, plane)
     values = map_coordinates(volume.values, index, order=1, mode="constant", cval=np.nan, output=np.float32)
     seen = np.isfinite(values)
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))

@@ -184,8 +184,8 @@ def paint_joint(canvas: Canvas, base: Base, person: Person, rng, off_mm: float, 
     fusion, path, n = person.fusion, base.joint, len(_U)
     clear = CLARITY * person.clarity * max(0.4, 1 - 0.035 * off_mm**2)
     wedge = 1 + np.clip(rng.normal(0.15, 0.3), -0.4, 0.7) * (_U - 0.5) + 0.3 * np.abs(2 * _U - 1) ** 3
-    gap = fusion.gap_mm * np.minimum(rng.uniform(0.55, 1.05) * wedge * np.exp(0.25 * waver(rng, n, 2.5)), 1.45)
-    beads = clear * rng.uniform(0.75, 1.05) * np.clip(1 + rng.uniform(0, 0.35) * waver(rng, n, 1.5), 0.4, 1.15)
+    gap = fusion.gap_mm * np.minimum(rng.uniform(0.75, 1.1) * wedge * np.exp(0.25 * waver(rng, n, 2.5)), 1.45)
+    beads = clear * rng.uniform(0.85, 1.1) * np.clip(1 + rng.uniform(0, 0.35) * waver(rng, n, 1.5), 0.4, 1.15)
     gristle_hu = spongy_hu - beads * (spongy_hu - CARTILAGE - rng.uniform(-25, 25))
     if fusion.closed < 1:
         paint_gap(canvas, path, gap, gristle_hu, fusion.closed, clear, rng, spongy_hu)
@@ -225,10 +225,10 @@ def paint_scar(canvas: Canvas, path, fusion, clear, rng, spongy_hu: float) -> No
     dim = 0.22 if spongy_hu > 220 else 0.0  # a dark line shows in dense bone only
     kind = rng.choice(["bright", "dark", "both"], p=[0.82 - dim, dim, 0.18] if whole else [0.8, 0.2, 0.0])
     shut = (_U >= 0.0) & (_U <= min(fusion.closed, 1.0)) & (_U > 0.03) & (_U < 0.97)
-    kept = waver(rng, n, 2.5) > -1.7 + 1.3 * (1 - strength) + rng.uniform(0, 0.6)
-    bright = rng.uniform(260, 540) * np.clip(0.85 + 0.35 * waver(rng, n, 2.0), 0, 1.3)
-    dark = rng.uniform(0.7, 1.0) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
-    lines = {"bright": ((bright, rng.uniform(0.9, 1.5)),), "dark": ((dark, rng.uniform(0.8, 1.2)),),
+    kept = waver(rng, n, 2.5) > -1.9 + 1.2 * (1 - strength) + rng.uniform(0, 0.5)
+    bright = rng.uniform(380, 640) * np.clip(0.85 + 0.35 * waver(rng, n, 2.0), 0, 1.3)
+    dark = rng.uniform(0.85, 1.1) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
+    lines = {"bright": ((bright, rng.uniform(1.1, 1.7)),), "dark": ((dark, rng.uniform(1.0, 1.4)),),
              "both": ((bright, rng.uniform(1.6, 2.4)), (dark, rng.uniform(0.4, 0.6)))}[str(kind)]
     for tone, width in lines:
         change = tone * strength * clear

@@ -5,7 +5,6 @@ after a workstation's window, on whatever grid the screen had, between bars, and
 follow the pixels, so that the manifest speaks of each image as decoded.
 """
 
-import hashlib
 import io
 import zlib
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from .header import WINDOW, ct_header, dicom_bytes
 
 #: Kinds of file and the share of patients that have them. Our choice: every kind is met in a hundred patients, and rarest are
 #: the two whose encoders take longest.
@@ -122,58 +122,19 @@ def _screenshot(patient) -> File:
     return File(buffer.getvalue(), mask, (x0, y0, x1, y1), (float(x), float(y)), patient.exposure.voxel_mm / float(scale[0]))
 
 
-def uid(*parts) -> str:
-    """Deterministic DICOM UID below 2.25 from `parts`."""
-    digest = hashlib.sha256("/".join(map(str, ("sos-phantom",) + parts)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
-
-
 def to_dicom(patient, kind: str = "dicom") -> bytes:
     """The patient's native pixels as a CT Image Storage file (16 bits allocated, no dates, no names) of one of the DICOM kinds.
 
     MONOCHROME1 holds the complement within the bits stored, its window with it: shown as the standard says, it looks the same.
     """
     preset, mm = patient.exposure.preset, patient.exposure.voxel_mm
-    ds, meta = Dataset(), FileMetaDataset()
-    ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
-    ds.SOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = patient.uid("instance")
-    ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ""
-    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "sos virtual scanner", preset.name
-    ds.PatientName, ds.PatientID = f"Virtual^{patient.patient_id}", patient.patient_id
-    ds.PatientSex, ds.PatientAge = patient.person.sex, f"{int(patient.person.age_y):03d}Y"
-    ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "virtual patient"
-    ds.SliceThickness, ds.KVP = f"{mm:g}", "90"
-    ds.StudyInstanceUID = patient.uid("study")
-    ds.SeriesInstanceUID = patient.uid("series")
-    ds.FrameOfReferenceUID = patient.uid("frame")
-    ds.Laterality, ds.PatientPosition = "", "HFS"  # the validator wants it, empty for a head
-    ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber, ds.InstanceNumber, ds.PositionReferenceIndicator = "1", "1", "1", "1", ""
+    ds = ct_header(patient.seed, patient.index, patient.difficulty, patient.person, preset, mm)
     # columns run to the front (-y of the patient) in a head facing right, rows down (-z)
     forward = 1 if patient.exposure.mirrored else -1
     ds.ImageOrientationPatient = ["0", str(forward), "0", "0", "0", "-1"]
     x, y = patient.joint_px  # the origin of the frame of reference is the joint
     ds.ImagePositionPatient = [f"{patient.exposure.off_mm:.2f}", f"{-forward * x * mm:.2f}", f"{y * mm:.2f}"]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = patient.pixels.shape
-    ds.PixelSpacing = [f"{mm:g}", f"{mm:g}"]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, preset.bits, preset.bits - 1, 0
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = str(preset.intercept), "1", "US"
-    stored, centre = patient.pixels.astype(np.int32) - preset.intercept, 400
     if kind == "dicom-monochrome1":
-        top = (1 << preset.bits) - 1
-        stored, centre, ds.PhotometricInterpretation = top - stored, top + 2 * preset.intercept - centre, "MONOCHROME1"
-    ds.WindowCenter, ds.WindowWidth = str(centre), "3000"
-    ds.PixelData = stored.astype("<u2").tobytes()
-    ds["PixelData"].VR = "OW"
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, ds.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID, meta.ImplementationVersionName = uid("implementation"), "SOS_PHANTOM"
-    ds.file_meta = meta
-    if kind in COMPRESSED:
-        syntax, encoder = COMPRESSED[kind]
-        ds.compress(syntax, encoding_plugin=encoder, generate_instance_uid=False)
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+        ds.PhotometricInterpretation = "MONOCHROME1"
+        ds.WindowCenter = str((1 << preset.bits) - 1 + 2 * preset.intercept - WINDOW[0])
+    return dicom_bytes(ds, patient.pixels, COMPRESSED.get(kind))

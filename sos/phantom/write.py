@@ -1,4 +1,5 @@
-"""A virtual cohort on disk: one image, DICOM or screenshot, and one mask a patient, and a manifest beside them.
+"""A virtual cohort on disk: one image, DICOM or screenshot (or, asked for volumes, a folder of axial slices), and one mask a patient,
+and a manifest beside them.
 
 Everything is a function of the seed, the patient's index and the difficulty: same seed, same bytes, whatever the number of workers.
 """
@@ -9,8 +10,9 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,13 +23,19 @@ from ..config import source_digest
 from ..errors import CohortError
 from .anatomy import Section, draw_section
 from .difficulty import Difficulty
-from .export import SUFFIXES, Export, draw_export, export_patient, uid
+from .export import SUFFIXES, Export, draw_export, export_patient
+from .header import patient_id
 from .population import Person, draw_person
 from .scanner import Exposure, draw_exposure, expose
+from .series import draw_scan, true_slice, write_series
 
 COLUMNS = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split", "mask", "spacing_mm", "device", "export",
            "cohort_kind", "stage_true", "rater_1", "rater_2", "rater_3", "closed", "gap_mm", "scar", "maturity_y", "joint_x",
            "joint_y", "pitch_deg", "off_mm")
+#: The truth about a volume, in patient coordinates (x left, y back, z to the head): normal of the mid-sagittal plane and a point on
+#: it, the head's turn and shift, the joint's centre.
+VOLUME_COLUMNS = COLUMNS + ("nx", "ny", "nz", "px", "py", "pz", "yaw_deg", "roll_deg", "shift_x_mm", "shift_y_mm", "shift_z_mm",
+                            "joint_x_mm", "joint_y_mm", "joint_z_mm")
 
 
 @dataclass(frozen=True)
@@ -50,15 +58,6 @@ class Patient:
     @property
     def patient_id(self) -> str:
         return patient_id(self.seed, self.index, self.difficulty)
-
-    def uid(self, part: str) -> str:
-        """DICOM UID of one `part` of the patient's records."""
-        return uid(self.seed, f"{self.index}{self.difficulty.mark}", part)
-
-
-def patient_id(seed: int, index: int, difficulty: Difficulty = Difficulty()) -> str:
-    """Anonymous identifier of one virtual patient: `V0007-00003`, at another difficulty than 1 `V0007-00003-d0.5`."""
-    return f"V{seed:04d}-{index:05d}{difficulty.mark}"
 
 
 def draw_patient(seed: int, index: int, difficulty: Difficulty = Difficulty()) -> Patient:
@@ -97,61 +96,90 @@ def write_patient(job: tuple[Path, int, int, Difficulty]) -> dict:
     """Draw and write one patient; job is (cohort folder, seed, index, difficulty). Returns the manifest row."""
     out, seed, index, difficulty = job
     patient = draw_patient(seed, index, difficulty)
-    person, exposure, file = patient.person, patient.exposure, export_patient(patient)
-    image, mask = f"images/{patient.patient_id}{patient.export.suffix}", f"masks/{patient.patient_id}.png"
+    file = export_patient(patient)
+    image = f"images/{patient.patient_id}{patient.export.suffix}"
     _replace(out / image, file.data)
     for suffix in set(SUFFIXES) - {patient.export.suffix}:  # what another recipe made of this patient
         (out / "images" / f"{patient.patient_id}{suffix}").unlink(missing_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(file.mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
-    _replace(out / mask, buffer.getvalue())
-    values = (patient.patient_id, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in file.box), "",
-              mask, f"{file.spacing_mm:g}", exposure.preset.name, patient.export.kind, "virtual", person.fusion.stage,
-              *person.raters, f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}",
-              f"{person.maturity_y:.3f}", *(f"{v:.2f}" for v in file.joint_px), f"{exposure.pitch_deg:.2f}",
-              f"{exposure.off_mm:.2f}")
-    return dict(zip(COLUMNS, values, strict=True))
+    exposure = replace(patient.exposure, voxel_mm=file.spacing_mm)
+    return dict(zip(COLUMNS, _row(out, patient.patient_id, patient.person, exposure, image, patient.export.kind, file.mask, file.box,
+                                  file.joint_px), strict=True))
 
 
-def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False, difficulty: float = 1.0) -> Path:
+def write_volume(job: tuple[Path, int, int, Difficulty]) -> dict:
+    """Draw and write one patient as a series of axial slices, unless it is there; job as in `write_patient`. Returns the row.
+
+    Box, mask and joint of the row are in pixels of the slice that `read_image` cuts where it finds the true mid-sagittal plane.
+    """
+    out, seed, index, difficulty = job
+    scan = draw_scan(seed, index, difficulty)
+    truth = true_slice(scan)
+    section, name = truth.section, patient_id(seed, index, difficulty)
+    image = f"volumes/{name}"
+    if not (out / image).is_dir():
+        write_series(out / image, scan)
+    box = expert_box(section, truth.exposure, np.random.default_rng([seed, index, 1]))
+    values = (*_row(out, name, scan.person, truth.exposure, image, "dicom-series", section.joint, box, section.landmarks["joint"]),
+              *(f"{v:.6f}" for v in scan.plane.normal), *(f"{v:.3f}" for v in scan.plane.offset_mm * scan.plane.normal),
+              *(f"{v:.3f}" for v in (*scan.turn_deg[:2], *scan.shift_mm, *scan.joint_mm)))
+    return dict(zip(VOLUME_COLUMNS, values, strict=True))
+
+
+def _row(out, name, person: Person, exposure: Exposure, image: str, kind: str, mask, box, joint_px) -> tuple:
+    """Values of COLUMNS; writes the mask on the way."""
+    buffer, file = io.BytesIO(), f"masks/{name}.png"
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG", compress_level=1)
+    _replace(out / file, buffer.getvalue())
+    return (name, image, person.stage, f"{person.age_y:.2f}", person.sex, *(f"{v:g}" for v in box), "", file,
+            f"{exposure.voxel_mm:g}", exposure.preset.name, kind, "virtual", person.fusion.stage, *person.raters,
+            f"{person.fusion.closed:.4f}", f"{person.fusion.gap_mm:.3f}", f"{person.fusion.scar:.4f}", f"{person.maturity_y:.3f}",
+            *(f"{v:.2f}" for v in joint_px), f"{exposure.pitch_deg:.2f}", f"{exposure.off_mm:.2f}")
+
+
+def write_cohort(out, patients: int, seed: int, workers: int | None = None, progress: bool = False, difficulty: float = 1.0,
+                 volumes: bool = False) -> Path:
     """Write a virtual cohort of `patients` to the folder `out` and return the path of its manifest.
 
-    difficulty: 0 as easy as a textbook picture, 1 the standard cohort, 2 hard (see the room `difficulty`).
-    Does nothing where the manifest exists with the same recipe (`cohort.json`: patients, seed, difficulty, fingerprint of the drawing
-    code). `workers=None` uses all usable cores; the bytes do not depend on it. Raises CohortError for an impossible number or another
-    cohort's folder.
+    difficulty: 0 as easy as a textbook picture, 1 the standard cohort, 2 hard (see the room `difficulty`). volumes: for each patient a
+    folder of axial slices (about 120 to 160 MB) in place of one sagittal image. Does nothing where the manifest exists with the same
+    recipe (`cohort.json`); an interrupted run goes on, and keeps the volumes that are whole. `workers=None` uses all usable cores; the
+    bytes do not depend on it. Raises CohortError for an impossible number or another cohort's folder.
     """
     if patients < 1 or seed < 0:
         raise CohortError(f"a virtual cohort needs patients >= 1 and seed >= 0, not {patients} and {seed}")
-    how_hard, out, ours = Difficulty(difficulty), Path(out), recipe(patients, seed, difficulty)
+    how_hard, out, ours = Difficulty(difficulty), Path(out), recipe(patients, seed, difficulty, volumes)
     manifest, card = out / "manifest.csv", out / "cohort.json"
     if holds(out, ours):
         return manifest
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / ("volumes" if volumes else "images")).mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     manifest.unlink(missing_ok=True)
-    _clear(out, {patient_id(seed, index, how_hard) for index in range(patients)})
+    names = {patient_id(seed, index, how_hard) for index in range(patients)}
+    begun = card.is_file() and json.loads(card.read_text()) == ours
+    _clear(out, {"images": set() if volumes else names, "masks": names, "volumes": names if volumes and begun else set()})
+    _replace(card, (json.dumps(ours, indent=1) + "\n").encode())
     jobs = [(out, seed, index, how_hard) for index in range(patients)]
-    # a pool takes about a second to start: not worth it for a few patients
-    workers = min(workers or len(os.sched_getaffinity(0)), -(-patients // 8))
+    write, columns, batch = (write_volume, VOLUME_COLUMNS, 1) if volumes else (write_patient, COLUMNS, 8)
+    # a pool takes about a second to start: not worth it for a few images
+    workers = min(workers or len(os.sched_getaffinity(0)), -(-patients // batch))
     if workers == 1:
-        rows = list(_watched(map(write_patient, jobs), patients, progress))
+        rows = list(_watched(map(write, jobs), patients, progress))
     else:
         # an executor, not a Pool: where a script lacks its `if __name__ == "__main__":` guard, it fails, a Pool would hang
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            rows = list(_watched(pool.map(write_patient, jobs, chunksize=8), patients, progress))
+            rows = list(_watched(pool.map(write, jobs, chunksize=batch), patients, progress))
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    _replace(card, (json.dumps(ours, indent=1) + "\n").encode())
     _replace(manifest, text.getvalue().encode())
     return manifest
 
 
-def recipe(patients: int, seed: int, difficulty: float = 1.0) -> dict:
+def recipe(patients: int, seed: int, difficulty: float = 1.0, volumes: bool = False) -> dict:
     """All that a cohort's files depend on, as kept in its `cohort.json`."""
-    return {"kind": "virtual", "patients": int(patients), "seed": int(seed), "difficulty": float(difficulty), "fingerprint": fingerprint()}
+    return {"kind": "virtual volumes" if volumes else "virtual", "patients": int(patients), "seed": int(seed), "difficulty": float(difficulty),
+            "fingerprint": fingerprint()}
 
 
 def holds(out: Path, ours: dict) -> bool:
@@ -166,12 +194,13 @@ def fingerprint() -> str:
     return source_digest(Path(__file__).parent)[:16]
 
 
-def _clear(out: Path, keep: set[str]) -> None:
-    """Remove images and masks that an earlier recipe or an interrupted run left in the cohort's folder."""
-    for path in [*(out / "images").iterdir(), *(out / "masks").iterdir()]:
-        name = re.fullmatch(r"\.?(V\d{4,}-\d{5}(?:-d[\d.e+-]+?)?)\.(dcm|png|jpg)(\.\d+)?", path.name)
-        if name and (name[1] not in keep or name[3]):
-            path.unlink()
+def _clear(out: Path, keep: dict[str, set[str]]) -> None:
+    """Remove what an earlier recipe or an interrupted run left in the cohort's folders, except what is named in `keep`."""
+    for folder, names in keep.items():
+        for path in (out / folder).iterdir() if (out / folder).is_dir() else ():
+            name = re.fullmatch(r"\.?(V\d{4,}-\d{5}(?:-d[\d.e+-]+?)?)(\.dcm|\.png|\.jpg)?(\.\d+)?", path.name)
+            if name and (name[1] not in names or name[3]):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _watched(rows, total, progress):
