@@ -221,7 +221,7 @@ def paint_scar(canvas: Canvas, path, fusion, clear, rng, spongy_hu: float) -> No
     """The line that the closed part keeps: a bright seam, a dark one, or a dark core in a bright seam; uneven, often incomplete,
     fading with the years."""
     n, whole = len(path), fusion.closed >= 1
-    strength = 1 / (1 + np.exp((SCAR_VISIBLE - fusion.scar) / 0.05)) if whole else rng.uniform(0.1, 0.6)
+    strength = 1 / (1 + np.exp((SCAR_VISIBLE - fusion.scar) / 0.035)) if whole else rng.uniform(0.1, 0.6)
     dim = 0.22 if spongy_hu > 220 else 0.0  # a dark line shows in dense bone only
     kind = rng.choice(["bright", "dark", "both"], p=[0.82 - dim, dim, 0.18] if whole else [0.8, 0.2, 0.0])
     shut = (_U >= 0.0) & (_U <= min(fusion.closed, 1.0)) & (_U > 0.03) & (_U < 0.97)
