@@ -13,7 +13,7 @@ from .population import SCAR_VISIBLE, Person
 AIR, CARTILAGE, CORTICAL = -1000.0, 20.0, 950.0
 #: How clearly the joint stands out from the bone round it: 1 as in a sharp slice through its middle, lower is harder to read; times
 #: `Person.clarity`.
-CLARITY = 1.0
+CLARITY = 1.2
 #: The joint's line runs from u = 0 (endocranial cortex) to u = 1 (ectocranial cortex) and a little beyond both.
 _U = np.linspace(-0.08, 1.08, 59)
 
