@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from sos.config import get_profile
 from sos.stages import BASSED5, FRANKLIN4
-from sos.study import attention, figures
+from sos.study import attention, cohort_figures, figures
 from sos.study.training import Study
 
 PLAIN = "plain full-image network"
@@ -47,10 +47,10 @@ def maps(study, runs):
 def draw(name, study, runs, maps):
     teacher, plain, virtual = runs["crop teacher"], runs[PLAIN], study.cohort.virtual
     return {
-        "ages": lambda: figures.ages(study.cohort),
-        "image_properties": lambda: figures.image_properties(study.cohort, study.store),
-        "image_grid": lambda: figures.image_grid(study.cohort, study.store, pairs=1, size_px=64),
-        "anatomy_plate": lambda: figures.anatomy_plate(study.cohort),
+        "ages": lambda: cohort_figures.ages(study.cohort),
+        "image_properties": lambda: cohort_figures.image_properties(study.cohort, study.store),
+        "image_grid": lambda: cohort_figures.image_grid(study.cohort, study.store, pairs=1, size_px=64),
+        "anatomy_plate": lambda: cohort_figures.anatomy_plate(study.cohort),
         "training_views": lambda: figures.training_views(study, teacher.config, 3),
         "learning_curves": lambda: figures.learning_curves({"crop teacher": [teacher, teacher], PLAIN: plain}),
         "confusion_matrix": lambda: figures.confusion_matrix(runs),
@@ -101,7 +101,7 @@ def test_every_figure_says_whom_it_shows_repeats_to_the_byte_and_is_whole(name, 
 
 def test_own_patients_are_not_called_virtual(study):
     own = type(study.cohort)(study.cohort.table.drop(columns="cohort_kind"), study.cohort.root, study.cohort.scheme, study.cohort.path)
-    caption = figures.ages(own).get_suptitle()
+    caption = cohort_figures.ages(own).get_suptitle()
     assert "24 patients" in caption and "virtual" not in caption
 
 
@@ -109,19 +109,19 @@ def test_ages_leaves_out_who_has_no_age_or_sex_and_says_how_many_are_left(study)
     table = study.cohort.table.copy()
     table.loc[:3, "age_y"] = np.nan
     table.loc[6, "sex"] = np.nan
-    fig = figures.ages(type(study.cohort)(table, study.cohort.root, study.cohort.scheme, study.cohort.path))
+    fig = cohort_figures.ages(type(study.cohort)(table, study.cohort.root, study.cohort.scheme, study.cohort.path))
     assert "19 virtual patients of known age and sex" in fig.get_suptitle()
 
 
 def test_ages_without_any_age_says_so(study):
     unknown = type(study.cohort)(study.cohort.table.assign(age_y=np.nan), study.cohort.root, study.cohort.scheme, study.cohort.path)
-    assert "0 virtual patients of known age and sex" in figures.ages(unknown).get_suptitle()
+    assert "0 virtual patients of known age and sex" in cohort_figures.ages(unknown).get_suptitle()
 
 
 def test_images_of_unknown_spacing_are_left_out_and_not_counted(study, maps):
     known = study.cohort.table[~np.isnan(study.store.spacing_mm)]
     assert 0 < len(known) < len(study.cohort.table)
-    titles = [ax.get_title("left") for ax in figures.image_properties(study.cohort, study.store).axes]
+    titles = [ax.get_title("left") for ax in cohort_figures.image_properties(study.cohort, study.store).axes]
     assert [title.split()[-1] for title in titles[1:3]] == [str(len(known))] * 2 and titles[5].endswith(f"n = {len(study.cohort.table)}")
     held_out = known["split"].eq("test").sum()
     spoken = " ".join(figures.joint_distances(maps, True).get_suptitle().split())
@@ -130,7 +130,7 @@ def test_images_of_unknown_spacing_are_left_out_and_not_counted(study, maps):
 
 
 def test_stage_shares_by_age_add_up_to_one(study):
-    for ax in figures.ages(study.cohort).axes[1:]:
+    for ax in cohort_figures.ages(study.cohort).axes[1:]:
         total = pd.Series([bar.get_height() for bar in ax.patches]).groupby([round(bar.get_x(), 6) for bar in ax.patches]).sum()
         assert set(total.round(9)) <= {0.0, 1.0} and (total > 0).any()
 
@@ -228,7 +228,7 @@ def test_study_imports_without_matplotlib():
 
 def test_ages_shows_the_published_means_in_their_colours_and_none_for_other_phases(study, monkeypatch):
     def diamonds():
-        return {line.get_color(): line for line in figures.ages(study.cohort).axes[0].lines if line.get_marker() == "D"}
+        return {line.get_color(): line for line in cohort_figures.ages(study.cohort).axes[0].lines if line.get_marker() == "D"}
 
     drawn = diamonds()
     assert drawn[figures.SEX_COLOURS["F"]].get_ydata() == pytest.approx([15.25, 13.25, 9.75, 11.67])  # by name: fused, mostly, open, partial

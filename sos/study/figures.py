@@ -1,4 +1,5 @@
-"""Figures: functions that take a cohort, tables or runs and return a matplotlib Figure in the look of a journal.
+"""Figures of training, decisions and attention, and the look of all: functions that take a cohort, tables or runs and return a matplotlib
+Figure in the look of a journal.
 
 Widths are those of a printed page (COLUMN, PAGE, in inches), so that type is 7 to 9 pt where it is read. Each figure states its n and, where
 the cohort is virtual, that its patients are virtual. A figure is closed before it is returned: a notebook shows it once, as a cell's value.
@@ -13,22 +14,17 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..cohort.cameras import MEAN, STD
 from ..cohort.manifest import Cohort
-from ..cohort.views import PixelStore, ViewLoader
+from ..cohort.views import ViewLoader
 from ..config import RunConfig
 from ..method.cam import enlarge
-from ..phantom.difficulty import Difficulty
-from ..phantom.write import draw_patient
 from ..stages import StagingScheme
 from .attention import CONTROLS, image_rows, look, pictures, still_pictures, windows
-from .describe import grey_histograms, image_table, phases, published_mean_age, source_windows
 from .metrics import probability_columns
 from .runs import Run
 from .training import Study, frame_boxes
@@ -49,7 +45,6 @@ ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network",
 CONTROL_COLOUR, BOX_COLOUR, GREY = "#BBBBBB", "#56B4E9", "0.45"
 HEAT = "inferno"  # of heat maps
 THIN = {"linewidth": 0.7}
-SCREENSHOTS = ("PNG", "JPEG", "TIFF")  # formats, as the reader names them, that keep no scanner's grey values
 
 
 def journal(draw):
@@ -87,16 +82,16 @@ def people(virtual: bool, n: int) -> str:
     return f"{n} {'virtual patients' if virtual else 'patients'}"
 
 
-def _caption(fig: Figure, text: str) -> None:
+def caption(fig: Figure, text: str) -> None:
     text = text.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
     fig.suptitle(fill(text, int(16.5 * fig.get_figwidth())), x=0.005, ha="left")
 
 
-def _tight(fig: Figure, pad: float = 0.02) -> None:
+def tight(fig: Figure, pad: float = 0.02) -> None:
     fig.get_layout_engine().set(w_pad=pad, h_pad=pad, wspace=0, hspace=0)
 
 
-def _letters(axes) -> None:
+def letters(axes) -> None:
     for letter, ax in zip("abcdefghij", axes):
         ax.set_title(f"$\\bf{{{letter}}}$  {ax.get_title(loc='left')}", loc="left")
 
@@ -104,139 +99,6 @@ def _letters(axes) -> None:
 def _of(run: Run) -> str:
     table = run.test
     return f"n = {people(run.record['virtual'], table['patient_id'].nunique())} held out"
-
-
-# --- the cohort ----------------------------------------------------------------------------------------------------------------------------
-@journal
-def ages(cohort: Cohort) -> Figure:
-    """Age by stage and sex, beside published means where the scheme's stages have them (PMC5565182; stages with and without a scar are one
-    phase there), and the share of each stage by age for each sex."""
-    scheme, table = cohort.scheme, cohort.table.dropna(subset=["age_y"])
-    table = table[table["sex"].isin(SEX_COLOURS)].drop_duplicates(["patient_id", "stage"])
-    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.7), width_ratios=[1.5, 1, 1])
-    ax = axes[0]
-    rng = np.random.default_rng(0)
-    for sex, shift in zip(SEX_COLOURS, (-0.2, 0.2), strict=True):
-        values = [table.loc[(table["stage"] == label) & (table["sex"] == sex), "age_y"].to_numpy() for label in scheme.labels]
-        at = np.arange(len(scheme)) + shift
-        boxes = ax.boxplot(values, positions=at, widths=0.34, showfliers=False, patch_artist=True, medianprops={"color": "black"},
-                           boxprops={"facecolor": SEX_COLOURS[sex], "alpha": 0.35, "linewidth": 0.6}, whiskerprops=THIN, capprops=THIN)
-        for x, y in zip(at, values, strict=True):
-            ax.plot(x + rng.uniform(-0.11, 0.11, len(y)), y, ".", color=SEX_COLOURS[sex], ms=2.5 if len(table) < 400 else 1.5, mew=0, alpha=0.7, zorder=1)
-        boxes["boxes"][0].set_label(SEX_NAMES[sex])
-        of_phase = pd.Series(range(len(scheme)), index=scheme.labels).groupby(phases(scheme)).mean()  # between its stages where it has two
-        inward = np.where(of_phase % 1 > 0, 0.25, 1) * shift
-        ax.plot(of_phase + inward, [published_mean_age(phase, sex) for phase in of_phase.index], "D", color=SEX_COLOURS[sex], mec="black", mew=0.7,
-                ms=4, zorder=4, ls="none", label=None if shift < 0 or of_phase.empty else "published mean")
-    counts = table.groupby(["stage", "sex"]).size()
-    ticks = [[f"{label}", *(f"{sex} {counts.get((label, sex), 0)}" for sex in SEX_COLOURS)] for label in scheme.labels]
-    ax.set_xticks(range(len(scheme)), map("\n".join, ticks))
-    ax.set(xlabel="stage, and n", ylabel="age (years)", title="age by stage")
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="upper left", borderaxespad=0, handlelength=1.4)
-    first, last = (int(np.floor(table["age_y"].min())), int(np.ceil(table["age_y"].max()))) if len(table) else (0, 1)
-    step = max(1, round((last - first) / 12))
-    edges = np.arange(first, last + step + 1e-9, step)
-    for ax, (sex, word) in zip(axes[1:], SEX_NAMES.items(), strict=True):
-        part = table[table["sex"] == sex]
-        share = np.stack([np.histogram(part.loc[part["stage"] == label, "age_y"], edges)[0] for label in scheme.labels]).astype(float)
-        share = np.divide(share, share.sum(0), out=np.zeros_like(share), where=share.sum(0) > 0)
-        base = np.zeros(len(edges) - 1)
-        for row, label, colour in zip(share, scheme.labels, stage_colours(scheme), strict=True):
-            ax.bar(edges[:-1], row, step, base, align="edge", color=colour, edgecolor="white", linewidth=0.4, label=f"{label}")
-            base += row
-        ax.set(xlabel="age (years)", ylim=(0, 1), xlim=(edges[0], edges[-1]))
-        ax.set_title(f"{word}, n = {len(part)}")
-        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes[1].set_ylabel(f"share of stages by {step}-year age group" if step > 1 else "share of stages by year of age")
-    axes[2].tick_params(labelleft=False)
-    axes[2].legend(title="stage", loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, handlelength=1)
-    _letters(axes)
-    _caption(fig, f"Ages by stage and sex: {people(cohort.virtual, table['patient_id'].nunique())} of known age and sex")
-    return fig
-
-
-@journal
-def image_properties(cohort: Cohort, store: PixelStore) -> Figure:
-    """Sizes, spacings, fields of view and grey values of the images, as decoded."""
-    table = image_table(cohort, store)
-    fig = plt.figure(figsize=(PAGE, 4.8))
-    above, below = fig.subfigures(2, 1)
-    axes = [*above.subplots(1, 3), *below.subplots(1, 3)]
-    sizes = table.groupby(["width_px", "height_px"]).size().reset_index(name="images")
-    axes[0].scatter(sizes["width_px"], sizes["height_px"], s=8 + 250 * sizes["images"] / len(table), color=ROLE_COLOURS["teacher"], alpha=0.5, lw=0)
-    axes[0].set(xlabel="width (px)", ylabel="height (px)", title="image size (area: images)")
-    axes[0].margins(0.15)
-    for ax, name, label, title, bins in ((axes[1], "spacing_mm", "pixel spacing (mm)", "spacing", 15),
-                                         (axes[2], "field_mm", "longer side (mm)", "field of view", 20)):
-        known = table[name].dropna()
-        if known.empty:
-            ax.text(0.5, 0.5, "unknown for all images", ha="center", va="center", transform=ax.transAxes, color=GREY)
-        else:
-            sns.histplot(x=known, bins=bins, color=ROLE_COLOURS["teacher"], alpha=1, edgecolor="white", ax=ax)
-        ax.set(xlabel=label, ylabel="images", title=f"{title}, n = {len(known)}")
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    share = 100 * grey_histograms(store)
-    centres = (np.arange(share.shape[1]) + 0.5) / share.shape[1]
-    low, middle, high = np.percentile(share, [5, 50, 95], axis=0)
-    axes[3].fill_between(centres, low, high, color=ROLE_COLOURS["teacher"], alpha=0.25, lw=0, label="5th to 95th percentile")
-    axes[3].plot(centres, middle, color=ROLE_COLOURS["teacher"], label="median over images")
-    axes[3].set(xlabel="grey value after mapping", ylabel="pixels (%)", yscale="log", title="intensity", xlim=(0, 1))
-    axes[3].set_ylim(top=20 * high.max())
-    axes[3].legend(loc="upper right")
-    group = table["device"] if "device" in table else table["spacing_mm"].map(lambda mm: f"{mm:.2f} mm" if mm == mm else "unknown")
-    order = sorted(group.unique())
-    axes[4].boxplot([table.loc[group == key, "median_grey"] for key in order], positions=range(len(order)), tick_labels=order,
-                    orientation="horizontal", widths=0.7, patch_artist=True, boxprops={"facecolor": CONTROL_COLOUR, "linewidth": 0.6},
-                    medianprops={"color": "black"}, whiskerprops=THIN, capprops=THIN, flierprops={"markersize": 1.5})
-    axes[4].set_ylim(len(order) - 0.5, -0.5)
-    axes[4].set(xlabel="median grey value after mapping", ylabel="", title="intensity by device" if "device" in table else "intensity by spacing")
-    source = source_windows(cohort)
-    keys = source["device"] if "device" in source else source["format"]
-    order = order if "device" in source else sorted(keys.unique())
-    for i, key in enumerate(order):
-        for screenshot, colour in ((False, ROLE_COLOURS["baseline"]), (True, ROLE_COLOURS["teacher"])):
-            part = source[(keys == key) & (source["format"].isin(SCREENSHOTS) == screenshot)]
-            place = [i + 0.25 * screenshot] * len(part)
-            axes[5].hlines(place, part["low"], part["high"], color=colour, alpha=0.35, lw=1.5)
-            axes[5].plot(part["low"], place, "|k", part["high"], place, "|k", ms=5, mew=0.6)
-    axes[5].set_yticks(range(len(order)), order)
-    told = source["format"].isin(SCREENSHOTS).sum()
-    axes[5].set(xlabel="source grey value" + (f"\n(blue: {told} screenshots)" if told else ""), title=f"black to white, n = {len(source)}")
-    axes[5].set_ylim(len(order) - 0.5, -0.5)
-    axes[5].tick_params(labelleft="device" not in source, left=False)
-    _letters(axes)
-    _caption(fig, f"Images of {people(cohort.virtual, cohort.table['patient_id'].nunique())}, n = {len(table)} images")
-    return fig
-
-
-@journal
-def image_grid(cohort: Cohort, store: PixelStore, pairs: int = 2, size_px: int = 320) -> Figure:
-    """Whole images with the expert's box, and below each the window that a teacher sees, in columns by stage."""
-    scheme = cohort.scheme
-    fig, axes = plt.subplots(2 * pairs, len(scheme), figsize=(PAGE, PAGE / len(scheme) * 2 * pairs + 0.5), squeeze=False)
-    _tight(fig)
-    for column, (label, name) in enumerate(zip(scheme.labels, scheme.names, strict=True)):
-        rows = example_rows(cohort, label, pairs)
-        for ax in axes[:, column]:
-            ax.set_axis_off()
-        axes[0, column].set_title(f"stage {label}: {name}", loc="center")
-        for i, row in enumerate(rows):
-            spot = windows(store, [row])
-            frame, crop = still_pictures(store, [row], size_px)[0].numpy(), still_pictures(store, [row], size_px, spot)[0].numpy()
-            top, below = axes[2 * i, column], axes[2 * i + 1, column]
-            top.imshow(frame, vmin=0, vmax=1, extent=(0, 1, 1, 0))
-            draw_box(top, frame_boxes(store, np.array([row]))[0])
-            below.imshow(crop, vmin=0, vmax=1, extent=(0, 1, 1, 0))
-            who = cohort.table.loc[row]
-            top.text(0.03, 0.03, " ".join(filter(None, [_text(who["sex"]), f"{who['age_y']:.1f} y" if who["age_y"] == who["age_y"] else ""])),
-                     color="white", fontsize=6.5, va="top", path_effects=[withStroke(linewidth=1.5, foreground="black")])
-            side_px = max(store.sizes[row]) * float(spot[0, 2] - spot[0, 0])
-            scale_bar(below, side_px * store.spacing_mm[row])
-    n = len({row for label in scheme.labels for row in example_rows(cohort, label, pairs)})
-    _caption(fig, f"Whole images with the expert's box (blue), and below each its square window; bar 10 mm where the spacing is known; "
-                  f"n = {people(cohort.virtual, n)}")
-    return fig
 
 
 def example_rows(cohort: Cohort, label: int, n: int, split: str = "") -> list[int]:
@@ -259,115 +121,6 @@ def scale_bar(ax, side_mm: float, bar_mm: float = 10.0) -> None:
         ax.plot([0.05, 0.05 + bar_mm / side_mm], [0.95, 0.95], color="white", lw=1.6, solid_capstyle="butt")
 
 
-def _text(value) -> str:
-    return value if isinstance(value, str) else ""
-
-
-#: What the plate labels, by landmark of the phantom, in the left and in the right margin.
-PLATE_LABELS = (
-    {"sella": "sella\nturcica", "dorsum": "dorsum\nsellae", "joint": "SOS", "clivus": "clivus", "basion": "basion", "atlas": "atlas (C1)",
-     "dens": "dens (C2)", "occiput": "occiput"},
-    {"sinus": "sphenoid\nsinus", "pharynx": "naso-\npharynx", "palate": "hard\npalate", "uvula": "soft\npalate", "upper": "incisors",
-     "symphysis": "mandible"})
-
-
-@journal
-def anatomy_plate(cohort: Cohort, side_mm: float = 38.0) -> Figure:
-    """Labelled plate of a virtual cohort: a slice of a large and of a small field, and the joint in its stages, `side_mm` wide.
-
-    Patients are chosen by rule from the manifest, see `typical`: the slices near the midline, head level, joint open; the joints in
-    small fields near the midline, where three raters agreed. Sections are drawn again from the seed, which gives their landmarks.
-    """
-    table, scheme = cohort.table, cohort.scheme
-    shown = set()
-    fig = plt.figure(figsize=(PAGE, 4.55))
-    above, below = fig.subfigures(2, 1, height_ratios=[2.5, 1.75])
-    level, middle = table["pitch_deg"].abs() < 4, table["off_mm"].abs() < 0.7
-    wide = table["device"].str.startswith("large")
-    for letter, ax, field, name in zip("ab", above.subplots(1, 2), (wide, ~wide), ("large", "small"), strict=True):
-        patient = redrawn(table.loc[typical(table, field, table["stage"] == scheme.labels[0], middle, level), "patient_id"])
-        shown.add(patient.patient_id)
-        ax.imshow(_upright(patient), vmin=-1000, vmax=np.percentile(patient.pixels, 99.7))
-        leaders(ax, patient.section.landmarks, patient.pixels.shape)
-        ax.set_title(f"$\\bf{{{letter}}}$  {name} field of view, {_who(patient)}", loc="center")
-        ax.set_axis_off()
-        ax.set_anchor("N")
-    agreed = table[["rater_1", "rater_2", "rater_3"]].nunique(axis=1) == 1
-    axes = below.subplots(1, len(scheme))
-    for letter, ax, label, stage in zip("cdefghij", axes, scheme.labels, scheme.names, strict=False):
-        patient = redrawn(table.loc[typical(table, table["stage"] == label, ~table["patient_id"].isin(shown), ~wide, middle, agreed), "patient_id"])
-        shown.add(patient.patient_id)
-        joint, half = patient.section.landmarks["joint"], 0.5 * side_mm / patient.exposure.voxel_mm
-        picture, (x, y) = _upright(patient), joint
-        soft = np.median(picture[int(max(0, y - half)):int(y + half), int(max(0, x - half)):int(x + half)])
-        ax.imshow(picture, vmin=soft - 500, vmax=soft + 1000)
-        ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
-        ax.plot(x - half * np.array([0.88, 0.88 - 20 / side_mm]), [y + 0.88 * half] * 2, color="white", lw=1.6, solid_capstyle="butt")
-        ax.set_title(f"$\\bf{{{letter}}}$  {label}: {stage}\n{_who(patient)}", loc="center")
-        ax.set_axis_off()
-    _tight(fig)
-    _caption(fig, f"Mid-sagittal anatomy and the spheno-occipital synchondrosis (SOS) in its {len(scheme)} stages (bar 10 mm). Drawn, not scanned: "
-                  f"n = {people(cohort.virtual, len(shown))}")
-    return fig
-
-
-def typical(table: pd.DataFrame, *wishes) -> int:
-    """Row of median age among the rows that meet the most of `wishes` (boolean columns, an earlier one counts more than all later ones)."""
-    met = sum(wish.to_numpy().astype(int) << k for k, wish in enumerate(reversed(wishes)))
-    best = table[met == met.max()].sort_values("age_y", kind="stable")
-    return int(best.index[len(best) // 2])
-
-
-def redrawn(patient_id: str):
-    """The virtual patient of this identifier, with section and landmarks."""
-    seed, index, *mark = patient_id[1:].split("-")
-    return draw_patient(int(seed), int(index), *(Difficulty(float(value[1:])) for value in mark))
-
-
-def leaders(ax, landmarks: dict, shape, line: float = 0.062) -> None:
-    """Labels in the margins of a picture of `shape` (h, w), thin lines to the landmarks that lie in it; a line of type is `line` high."""
-    h, w = shape
-    for labels, edge, align in ((PLATE_LABELS[0], -0.04, "right"), (PLATE_LABELS[1], 1.04, "left")):
-        spots = {name: landmarks[name] / (w, h) for name in labels if name in landmarks}
-        order = sorted((name for name, spot in spots.items() if 0.01 < spot.min() and spot.max() < 0.99), key=lambda name: spots[name][1])
-        at = label_places(order, labels, spots, edge, line)
-        for name, y in zip(order, at, strict=True):
-            ax.annotate(labels[name], spots[name] * (w, h), (edge * w, y * h), ha=align, va="center", fontsize=7, annotation_clip=False,
-                        weight="bold" if name == "joint" else "normal", linespacing=1.0,
-                        arrowprops=dict(arrowstyle="-", color=BOX_COLOUR, lw=0.7, shrinkA=1, shrinkB=0, relpos=(float(edge < 0), 0.5)))
-            ax.plot(*(spots[name] * (w, h)), "o", ms=2, color=BOX_COLOUR, mew=0)
-
-
-def label_places(order: list, labels: dict, spots: dict, edge: float, line: float) -> np.ndarray:
-    """Heights of labels in a margin at `edge`, from 0 (top) to 1, near their spots and apart; `order` is sorted so that lines do not cross."""
-    def places():
-        sizes = line * np.array([1.35 + labels[name].count("\n") for name in order])
-        at, apart = np.array([spots[name][1] for name in order]), 0.5 * (sizes[1:] + sizes[:-1])
-        for _ in range(150):
-            push = np.clip(apart - np.diff(at), 0, None) / 2
-            at[1:] += push
-            at[:-1] -= push
-            at = np.clip(at, 0.5 * sizes, 1 - 0.5 * sizes)
-        return at, sum(np.hypot(edge - spots[name][0], y - spots[name][1]) for name, y in zip(order, at, strict=True))
-
-    for _ in range(3):  # of two lines that cross, swapping the labels makes both together shorter
-        for k in range(len(order) - 1):
-            before = places()[1]
-            order[k:k + 2] = order[k:k + 2][::-1]
-            if places()[1] >= before:
-                order[k:k + 2] = order[k:k + 2][::-1]
-    return places()[0]
-
-
-def _upright(patient) -> np.ndarray:
-    """Pixels of a virtual patient with the head facing right, as its section is drawn."""
-    return patient.pixels[:, ::-1] if patient.exposure.mirrored else patient.pixels
-
-
-def _who(patient) -> str:
-    return f"{SEX_NAMES[patient.person.sex]}, {patient.person.age_y:.1f} y"
-
-
 # --- training and decisions ----------------------------------------------------------------------------------------------------------------
 @journal
 def training_views(study: Study, config: RunConfig, pictures_each: int = 6) -> Figure:
@@ -375,7 +128,7 @@ def training_views(study: Study, config: RunConfig, pictures_each: int = 6) -> F
     cohort = study.cohort
     rows = np.array([row for label in cohort.scheme.labels for row in example_rows(cohort, label, 1, "train")])
     fig, axes = plt.subplots(len(rows), pictures_each, figsize=(PAGE, PAGE / pictures_each * len(rows) + 0.5), squeeze=False)
-    _tight(fig)
+    tight(fig)
     loader = ViewLoader(study.store, rows, config, training=True)
     loader.generator.manual_seed(config.seed)
     columns = [ViewLoader(study.store, rows, config, training=False).views(rows)[0], *(loader.views(rows)[0] for _ in range(pictures_each - 1))]
@@ -387,7 +140,7 @@ def training_views(study: Study, config: RunConfig, pictures_each: int = 6) -> F
         axes[0, j].set_title("as it is" if j == 0 else f"random {j}", loc="center")
     for ax, row in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(f"stage {cohort.table.loc[row, 'stage']}")
-    _caption(fig, f"Training pictures of the {ROLE_NAMES[config.role]}; n = {people(cohort.virtual, len(rows))}")
+    caption(fig, f"Training pictures of the {ROLE_NAMES[config.role]}; n = {people(cohort.virtual, len(rows))}")
     return fig
 
 
@@ -419,7 +172,7 @@ def learning_curves(runs: dict[str, Run | list[Run]]) -> Figure:
     some = next(iter(runs.values()))
     some = some[0] if isinstance(some, list) else some
     counts = some.predictions["split"].value_counts()
-    _caption(fig, f"Learning curves; validation on {people(some.record['virtual'], counts.get('valid', 0))}")
+    caption(fig, f"Learning curves; validation on {people(some.record['virtual'], counts.get('valid', 0))}")
     return fig
 
 
@@ -442,7 +195,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("experts' stage")
-    _caption(fig, f"Counts, % of row; {_of(next(iter(runs.values())))}")
+    caption(fig, f"Counts, % of row; {_of(next(iter(runs.values())))}")
     return fig
 
 
@@ -477,7 +230,7 @@ def error_gallery(study: Study, run: Run, n: int = 8) -> Figure:
         else:
             bars.tick_params(labelleft=False)
     what = f"{len(shown)} of {wrong} errors" if wrong else f"No error; the {len(shown)} least certain decisions"
-    _caption(fig, f"{what} on held-out images, outlined bar: experts' stage; {_of(run)}")
+    caption(fig, f"{what} on held-out images, outlined bar: experts' stage; {_of(run)}")
     return fig
 
 
@@ -514,7 +267,7 @@ def cam_steps(picture, features, alpha, cam, n: int = 4) -> Figure:
     axes[-1].set_title("Grad-CAM", loc="center")
     for ax in axes:
         ax.set_axis_off()
-    _caption(fig, f"The {n} of {len(alpha)} channels that raise the explained score most, and the sum of all; n = 1")
+    caption(fig, f"The {n} of {len(alpha)} channels that raise the explained score most, and the sum of all; n = 1")
     return fig
 
 
@@ -538,7 +291,7 @@ def cam_panels(study: Study, teacher: Run, full_image: dict[str, Run], split: st
     frames, crops = still_pictures(store, rows, size_px).numpy(), still_pictures(store, rows, size_px, spots).numpy()
     seen = {name: look(study, run, rows) for name, run in {**full_image, names[-1]: teacher}.items()}
     fig, axes = plt.subplots(len(rows), len(names), figsize=(PAGE, (PAGE / len(names) + 0.13) * len(rows) + 0.9), squeeze=False)
-    _tight(fig)
+    tight(fig)
     for i, row in enumerate(rows):
         for j, name in enumerate(names):
             ax, on_crop = axes[i, j], name in ("crop", ROLE_NAMES["teacher"])
@@ -557,7 +310,7 @@ def cam_panels(study: Study, teacher: Run, full_image: dict[str, Run], split: st
         axes[i, 0].set_ylabel(f"stage {cohort.table.loc[row, 'stage']}")
     bar = fig.colorbar(matplotlib.cm.ScalarMappable(cmap=HEAT), ax=axes, orientation="horizontal", shrink=0.35, aspect=30, pad=0.01)
     bar.set_label("Grad-CAM over its maximum")
-    _caption(fig, f"Held-out images, not augmented; below each map the decision and the map's raw maximum; n = {people(cohort.virtual, len(rows))}")
+    caption(fig, f"Held-out images, not augmented; below each map the decision and the map's raw maximum; n = {people(cohort.virtual, len(rows))}")
     return fig
 
 
@@ -576,8 +329,8 @@ def localisation_bars(table: pd.DataFrame, virtual: bool) -> Figure:
         ax.set(title=title, xlim=(0, 1.15), xticks=np.linspace(0, 1, 5), xlabel="share" if metric != "iou" else "intersection over union")
     axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", length=0)
-    _letters(axes)
-    _caption(fig, f"Maps of full-image networks and of controls against the expert's box, mean and 95 % interval; "
+    letters(axes)
+    caption(fig, f"Maps of full-image networks and of controls against the expert's box, mean and 95 % interval; "
                   f"n = {people(virtual, int(table['n'].iloc[0]))} held out")
     return fig
 
@@ -600,7 +353,7 @@ def joint_distances(table: pd.DataFrame, virtual: bool) -> Figure:
         ax.text(0.5, 0.5, "joint or spacing unknown", ha="center", va="center", transform=ax.transAxes, color=GREY)
     known = table.loc[table["joint_mm"].notna(), "patient_id"].nunique()
     which = "" if known == table["patient_id"].nunique() else " whose images have a known spacing"
-    _caption(fig, f"How far from the joint attention peaks; n = {people(virtual, known)} held out{which}")
+    caption(fig, f"How far from the joint attention peaks; n = {people(virtual, known)} held out{which}")
     return fig
 
 

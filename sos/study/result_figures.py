@@ -13,10 +13,10 @@ from ..cohort.cameras import MEAN, STD
 from ..cohort.views import ViewLoader
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
-from . import attention, difficulty, figures
+from . import attention, cohort_figures, difficulty, figures
 from .attention import look, still_pictures, windows
-from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, _caption, _letters, _tight, draw_box,
-                      example_rows, journal, overlay, people)
+from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, caption, draw_box, example_rows, journal,
+                      letters, overlay, people, tight)
 from .results import METRIC_NAMES, SIGNIFICANT, Results, Table, closed, p_written, summarise, written
 from .runs import Run
 from .tables import FULL, ablation, by_difficulty, controls
@@ -41,7 +41,7 @@ def shared_scene(study: Study, teacher: Run, seed: int = 0) -> Figure:
     frame, crop, window, _ = loader.views(rows)
     stored, boxes = still_pictures(store, rows, 320).numpy(), frame_boxes(store, rows)
     fig, axes = plt.subplots(3, len(rows), figsize=(PAGE, 3 * PAGE / len(rows) + 0.55), squeeze=False)
-    _tight(fig)
+    tight(fig)
     for i, row in enumerate(rows):
         axes[0, i].imshow(stored[i], vmin=0, vmax=1, extent=FULL_SIDE)
         draw_box(axes[0, i], boxes[i])
@@ -53,7 +53,7 @@ def shared_scene(study: Study, teacher: Run, seed: int = 0) -> Figure:
             _bare(ax)
     for ax, text in zip(axes[:, 0], ("as stored, expert's box", "student's camera", "teacher's camera"), strict=True):
         ax.set_ylabel(text)
-    _caption(fig, f"One random scene for each patient, seen by two cameras; n = {people(cohort.virtual, len(rows))} in training")
+    caption(fig, f"One random scene for each patient, seen by two cameras; n = {people(cohort.virtual, len(rows))} in training")
     return fig
 
 
@@ -92,7 +92,7 @@ def attention_target(study: Study, row: int, window: torch.Tensor, teacher_cam: 
     the frame, all (h, w); each in the frame as a share of unit mass on one common scale."""
     cohort, picture = study.cohort, still_pictures(study.store, [row], 320)[0].numpy()
     fig, axes = plt.subplots(1, 3 + len(maps), figsize=(PAGE, PAGE / (3 + len(maps)) + 0.75))
-    _tight(fig)
+    tight(fig)
     axes[0].imshow(picture, vmin=0, vmax=1, extent=FULL_SIDE)
     axes[1].imshow(still_pictures(study.store, [row], 320, window)[0].numpy(), vmin=0, vmax=1, extent=FULL_SIDE)
     overlay(axes[1], teacher_cam, 320, FULL_SIDE)
@@ -108,7 +108,7 @@ def attention_target(study: Study, row: int, window: torch.Tensor, teacher_cam: 
             draw_box(ax, window[0])
     bar = fig.colorbar(shown, ax=axes[2:], orientation="horizontal", shrink=0.5, aspect=30, pad=0.02)
     bar.set_label("share of the map's mass in a cell")
-    _caption(fig, f"A held-out {'virtual patient' if cohort.virtual else 'patient'} of stage {cohort.table.loc[row, 'stage']}; n = 1")
+    caption(fig, f"A held-out {'virtual patient' if cohort.virtual else 'patient'} of stage {cohort.table.loc[row, 'stage']}; n = 1")
     return fig
 
 
@@ -127,8 +127,8 @@ def loss_terms(runs: list[Run]) -> Figure:
         ax.set(title=f"{name}: {titles[name]}", xlabel="epoch", ylim=(0, 1.08 * max(by_epoch.max().max(), 1e-6)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("mean over training images")
-    _letters(axes)
-    _caption(fig, f"The three terms in training, unweighted, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; "
+    letters(axes)
+    caption(fig, f"The three terms in training, unweighted, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; "
                   f"weights {config.w_cls:g}, {config.w_dist:g}, {config.w_attn:g}")
     return fig
 
@@ -141,8 +141,8 @@ def model_bars(results: Results, metrics: tuple[str, ...] = ("accuracy", "macro_
     for ax, metric in zip(axes, metrics, strict=False):
         _bars(ax, results, metric)
     _gap(axes[-1], results)
-    _letters(axes)
-    _caption(fig, f"Held-out images, 95 % intervals; {_tested(results)}")
+    letters(axes)
+    caption(fig, f"Held-out images, 95 % intervals; {_tested(results)}")
     return fig
 
 
@@ -172,8 +172,8 @@ def forest(table: Table) -> Figure:
         ax.tick_params(axis="y", length=0)
         ax.set_title("accuracy" if metric == "accuracy" else "Grad-CAM's peak inside the box")
     axes[0].set_yticks(places, [f"{name}, full method" if name == FULL else name for name in data["setting"]])
-    _letters(axes)
-    _caption(fig, "Terms and temperatures, 95 % intervals; p of the paired difference from the full method (Holm); n.s., grey: not "
+    letters(axes)
+    caption(fig, "Terms and temperatures, 95 % intervals; p of the paired difference from the full method (Holm); n.s., grey: not "
                   f"significant. {table.notes[0].split('.')[0]}")
     return fig
 
@@ -192,8 +192,8 @@ def temperature_curve(table: Table, main_temperature: float) -> Figure:
         ax.set(xscale="log", xlabel="temperature T", ylabel=METRIC_NAMES[metric].replace(", %", " (%)"), ylim=(0, 105))
         ax.set_xticks(data["temperature"], [f"{t:g}" for t in data["temperature"]])
         ax.minorticks_off()
-    _letters(axes)
-    _caption(fig, f"All three terms at several temperatures, 95 % intervals. {table.notes[0].split('.')[0]}")
+    letters(axes)
+    caption(fig, f"All three terms at several temperatures, 95 % intervals. {table.notes[0].split('.')[0]}")
     return fig
 
 
@@ -232,8 +232,8 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
         pictures[0, column].set_title(f"difficulty {level:g}", loc="center")
     for ax, row in zip(pictures[:, 0], rows, strict=True):
         ax.set_ylabel(f"true stage {cohort.table.loc[row, 'stage_true']}")
-    _letters([axis, pictures[0, 0]])
-    _caption(fig, f"Networks trained at difficulty 1, tested on n = {people(True, study.profile.difficulty_patients)} whom they have never "
+    letters([axis, pictures[0, 0]])
+    caption(fig, f"Networks trained at difficulty 1, tested on n = {people(True, study.profile.difficulty_patients)} whom they have never "
                   "seen, the same people at each difficulty; 95 % intervals")
     return fig
 
@@ -281,7 +281,7 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     for letter, ax, title in zip("bcd", (bars, pointing, gap), titles, strict=True):
         ax.set_title(f"$\\bf{{{letter}}}$  {title}")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    _caption(fig, f"Grad-CAM and decision (number; amber: wrong) on held-out images; bars with 95 % intervals, {_tested(results)}")
+    caption(fig, f"Grad-CAM and decision (number; amber: wrong) on held-out images; bars with 95 % intervals, {_tested(results)}")
     return fig
 
 
@@ -303,9 +303,9 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         return figures.joint_distances(attention.joint_distances(study, teacher, table), cohort.virtual)
 
     drawn = {
-        "fig1_ages": lambda: figures.ages(cohort),
-        "fig2_images": lambda: figures.image_properties(cohort, store),
-        "fig3_examples": lambda: figures.image_grid(cohort, store),
+        "fig1_ages": lambda: cohort_figures.ages(cohort),
+        "fig2_images": lambda: cohort_figures.image_properties(cohort, store),
+        "fig3_examples": lambda: cohort_figures.image_grid(cohort, store),
         "fig4_teacher_curves": lambda: figures.learning_curves({ROLE_NAMES["teacher"]: teacher}),
         "fig5_teacher_confusion": lambda: figures.confusion_matrix({ROLE_NAMES["teacher"]: teacher}),
         "fig6_teacher_errors": lambda: figures.error_gallery(study, teacher),
@@ -322,7 +322,7 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig_main": lambda: main_result(study, results),
     }
     if cohort.virtual:
-        drawn["fig19_anatomy"] = lambda: figures.anatomy_plate(cohort)
+        drawn["fig19_anatomy"] = lambda: cohort_figures.anatomy_plate(cohort)
     if len(study.profile.temperatures) > 1:
         drawn["fig17_temperature"] = lambda: temperature_curve(ablation(results), study.profile.student.temperature)
     if difficulty.applies(study):
