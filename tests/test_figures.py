@@ -236,5 +236,5 @@ def test_ages_shows_the_published_means_in_their_colours_and_none_for_other_phas
     assert [round(x) for x in drawn[figures.SEX_COLOURS["F"]].get_xdata()[1:]] == [2, 0, 1]
     fused = [drawn[colour].get_xdata()[0] for colour in figures.SEX_COLOURS.values()]
     assert 3.37 < fused[0] < fused[1] < 3.63  # between the boxes of stages 4 and 5
-    monkeypatch.setattr(figures, "phases", lambda scheme: {})
+    monkeypatch.setattr(cohort_figures, "phases", lambda scheme: {})
     assert all(len(line.get_ydata()) == 0 for line in diamonds().values())
