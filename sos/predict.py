@@ -1,4 +1,8 @@
-"""From any image to a stage: one network, one forward pass, no crop and no detector."""
+"""From any image to a stage: one network, one forward pass, no crop and no detector.
+
+Heads face either way, and in few training cohorts equally often. So the pass takes the image and its mirror image as a batch of two; their
+probabilities are averaged, and their heat maps laid over each other. Table `mirror` of a profile says what that does to accuracy.
+"""
 
 import json
 import math
@@ -14,7 +18,7 @@ from .cohort.cameras import camera, normalise, reduce_to, still_scene
 from .config import PROFILES, RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
-from .method.cam import enlarge, explain, peak
+from .method.cam import class_score, enlarge, grad_cam, peak
 from .method.models import StagingNet
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
@@ -44,8 +48,13 @@ class Stager:
         size = torch.tensor([native.shape])
         scene = still_scene(size)
         frame = normalise(camera(torch.from_numpy(native)[None, None].float(), scene, self.config.frame_px) / 255)
-        look, cam = explain(self.net, frame)
-        probabilities = look.logits[0].double().softmax(0).numpy()
+        with torch.no_grad():
+            features = self.net.features(torch.cat([frame, frame.flip(3)]))
+        look = self.net.judge(features.requires_grad_())
+        probabilities = look.logits.detach().double().softmax(1).mean(0)  # (k,)
+        cams = grad_cam(features, class_score(look.logits, probabilities.argmax().expand(2))).detach()  # (2, n, n)
+        cam = cams[:1] + cams[1:].flip(2)  # (1, n, n)
+        probabilities = probabilities.numpy()
         points = [peak(cam)[0].tolist(), *region(enlarge(cam, self.config.frame_px)[0].numpy())]
         x, y = (scene.to_native(torch.tensor([points]))[0] / scale).numpy().T
         height, width = image.pixels.shape

@@ -97,11 +97,22 @@ def test_mirror_table_holds_what_each_model_loses_on_mirrored_images(finished):
     for seed, wrong in ((0, 3), (1, 5)):  # of mirrored images; as they are, 1 of them in both seeds
         config = finished.profile.run("student", seed)
         write_run(finished, config, predictions(finished.cohort, 1, 1.0), mirrored=predictions(finished.cohort, wrong, 0.0))
-    data = tables.mirror(results.Results(finished)).data.set_index(["model", "metric", "quantity"])["value"]
-    assert data["student", "accuracy", "mirrored"] == pytest.approx(1 - 4 / n)
-    assert data["student", "accuracy", "mirrored - as they are"] == pytest.approx(-3 / n)
-    assert data["student", "pointing", "mirrored - as they are"] == pytest.approx(-1)
-    assert data["baseline", "accuracy", "mirrored - as they are"] == 0 and ("teacher", "pointing", "mirrored") not in data
+    data = tables.mirror(results.Results(finished)).data.set_index(["model", "metric", "seen"])
+    assert data.loc[("student", "accuracy", "test"), "value"] == pytest.approx(1 - 1 / n)
+    assert data.loc[("student", "accuracy", "mirrored"), "value"] == pytest.approx(1 - 4 / n)
+    assert data.loc[("student", "accuracy", "mirrored"), "change_value"] == pytest.approx(-3 / n)
+    assert data.loc[("student", "pointing", "mirrored"), "change_value"] == pytest.approx(-1)
+    assert data.loc[("baseline", "accuracy", "mirrored"), "change_value"] == 0 and ("teacher", "pointing", "mirrored") not in data.index
+
+
+def test_both_averages_the_probabilities_of_an_image_and_of_its_mirror_image(finished):
+    config = finished.profile.run("student", 0)
+    as_is, turned = predictions(finished.cohort, 1, 1.0), predictions(finished.cohort, 3, 0.0).iloc[::-1]  # in another order
+    run = write_run(finished, config, as_is, mirrored=turned)
+    both, right = run.both.set_index("image"), [run.test.set_index("image"), run.mirrored.set_index("image")]
+    for name in ("p1", "p5"):
+        assert both[name].to_numpy() == pytest.approx(0.5 * (right[0][name] + right[1].loc[both.index, name]).to_numpy())
+    assert len(both) == held_out(finished) and "pointing" not in both and (both["target"] == right[0]["target"]).all()
 
 
 def test_mirror_table_without_runs_says_so(study):

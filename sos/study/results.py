@@ -34,7 +34,7 @@ class Results:
     def __init__(self, study: Study):
         self.study, self.profile = study, study.profile
         self._runs: dict[RunConfig, list[Run]] = {}
-        self._sampled: dict[tuple[Path, bool], dict[str, np.ndarray]] = {}
+        self._sampled: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
 
     def of(self, configs: list[RunConfig]) -> dict[int, Run]:
         """seed → finished run, of `configs` that differ in their seed alone."""
@@ -51,15 +51,16 @@ class Results:
         """seed → finished main run of `role`."""
         return self.of([self.profile.run(role, seed) for seed in self.profile.seeds])
 
-    def sampled(self, run: Run, mirrored: bool = False) -> dict[str, np.ndarray]:
-        """metric → (1 + bootstrap,): the value on the held-out images, or on their mirror images, then that of each resample."""
-        if (run.path, mirrored) not in self._sampled:
-            self._sampled[run.path, mirrored] = sample(run.mirrored if mirrored else run.test, self.profile.bootstrap)
-        return self._sampled[run.path, mirrored]
+    def sampled(self, run: Run, seen: str = "test") -> dict[str, np.ndarray]:
+        """metric → (1 + bootstrap,): the value on the held-out images, then that of each resample. seen: which table of the run, `test`,
+        `mirrored` or `both`."""
+        if (run.path, seen) not in self._sampled:
+            self._sampled[run.path, seen] = sample(getattr(run, seen), self.profile.bootstrap)
+        return self._sampled[run.path, seen]
 
-    def mean(self, runs: dict[int, Run], metric: str, mirrored: bool = False) -> np.ndarray:
+    def mean(self, runs: dict[int, Run], metric: str, seen: str = "test") -> np.ndarray:
         """(1 + bootstrap,) of a metric's mean over seeds."""
-        return np.mean([self.sampled(run, mirrored)[metric] for run in runs.values()], 0)
+        return np.mean([self.sampled(run, seen)[metric] for run in runs.values()], 0)
 
     def summary(self, runs: dict[int, Run], metric: str) -> dict[str, float]:
         """value, low, high, the standard deviation over seeds (nan with one), and how many seeds."""

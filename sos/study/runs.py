@@ -17,6 +17,7 @@ import pandas as pd
 from ..config import RunConfig, digest, source_digest
 from ..errors import ConfigError, RunError
 from ..stages import StagingScheme, get_scheme
+from .metrics import probability_columns
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py")
@@ -64,6 +65,15 @@ class Run:
     def mirrored(self) -> pd.DataFrame:
         """Predictions for the mirrored images of the test split."""
         return self._table("mirrored")
+
+    @property
+    def both(self) -> pd.DataFrame:
+        """Predictions for the test split, each probability the mean of those for the image and for its mirror image, as `sos predict` has it.
+        Nothing of where the network looked."""
+        columns = probability_columns(self.test)
+        turned = self.mirrored.set_index("image").loc[self.test["image"], columns].to_numpy()
+        known = [name for name in self.test if name not in ("decided", "peak_x", "peak_y", "pointing", "energy", "iou")]
+        return self.test[known].assign(**dict(zip(columns, (0.5 * (self.test[columns].to_numpy() + turned)).T, strict=True)))
 
     def _table(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.path / f"{name}.csv", dtype={"patient_id": str, "image": str})
@@ -213,9 +223,6 @@ def model_card(record: dict) -> str:
     rows = "\n".join(f"| {title} | {m['value']:.3f} | {m['low']:.3f} to {m['high']:.3f} |" for name, title in names.items()
                      if (m := record["metrics"].get(name)))
     config, environment = record["config"], record["environment"]
-    facing = ("Heads may face either way." if config["flip"] == 0.5 else
-              f"Training mirrored an image with a probability of {config['flip']:g} only, so the direction that is rarer in the cohort is staged "
-              "less well: mirror images of heads that face left first.")
     warning = ("**Trained and tested on virtual patients only.** These figures say nothing about real images; on those its stages are a "
                "demonstration." if record["virtual"] else "Trained and tested on the cohort of one group; test it on your own before any use.")
     return f"""# Model card: released student
@@ -234,7 +241,8 @@ def model_card(record: dict) -> str:
 |---|---|---|
 {rows}
 
-{facing}
+Each image and its mirror image are seen as one batch and their probabilities averaged, so it does not matter which way a head faces; the figures
+above are those of the image alone.
 
 **Use it for** trying the software, teaching, and as a starting point for research.
 **Do not use it for** diagnosis, treatment planning, age estimation of a person, or any other decision about a person. It has no regulatory

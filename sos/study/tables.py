@@ -18,13 +18,14 @@ from ..files import show_in_readme
 from . import attention, difficulty
 from .describe import ceiling
 from .grid import has_cohort
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, Results, Table, closed, holm, p_value, sample,
-                      summarise, verdict, written)
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, Results, Table, closed, holm, p_value, p_written,
+                      sample, summarise, verdict, written)
 from .runs import Run, training_code
 from .training import Study
 
 PUBLISHED = ("quick", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
 FULL = "L_cls + L_dist + L_attn"  # the ablation's row that is the whole method
+SEEN = {"test": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
 PAPER_COLUMN = "published student (723 real patients; not comparable)"
 
@@ -194,22 +195,25 @@ def controls(results: Results) -> dict[str, dict[str, np.ndarray]]:
 
 
 def mirror(results: Results) -> Table:
-    """Each model on the held-out images and on their mirror images: whether it matters which way a head faces."""
+    """Each model on the held-out images, on their mirror images, and with both averaged: whether it matters which way a head faces."""
     numbers, shown = [], {}
+    asked = [(metric, seen) for metric in ("accuracy", "kappa") for seen in ("test", "mirrored", "both")] + [("pointing", "mirrored")]
     for role, runs in results.roles().items():
         row = shown[ROLE_NAMES[role]] = {}
-        for metric in ("accuracy", "kappa", "pointing") if role != "teacher" else ("accuracy", "kappa"):
-            as_is, turned = (results.mean(runs, metric, mirrored) for mirrored in (False, True)) if runs else (None, None)
-            known = summarise(turned) if runs else {}
-            change = summarise(turned - as_is) | {"p": p_value(turned - as_is)} if runs else {}
-            numbers += [{"model": role, "metric": metric, "quantity": "mirrored", **known},
-                        {"model": role, "metric": metric, "quantity": "mirrored - as they are", **change}]
-            row[f"{METRIC_NAMES[metric]}, mirrored"] = written(known, metric)
-            row[f"{METRIC_NAMES[metric]}, change"] = written(change, metric, signed=True)
-    data = pd.DataFrame(numbers)
-    flip = results.profile.student.flip
-    notes = (_who(results) + f" Training mirrored an image with a probability of {flip:g}; change: mirrored against as they are, paired.",)
-    return Table("mirror", "Mirror images of the held-out images", data, _rows(shown, "model").fillna(""), notes)
+        for metric, seen in asked:
+            title = f"{METRIC_NAMES[metric]}, {SEEN[seen]}"
+            if metric == "pointing" and role == "teacher":
+                row[title] = ""
+                continue
+            values = results.mean(runs, metric, seen) if runs else None
+            known = summarise(values) if runs else {}
+            change = values - results.mean(runs, metric) if runs and seen != "test" else None
+            known |= {} if change is None else {f"change_{key}": value for key, value in (summarise(change) | {"p": p_value(change)}).items()}
+            numbers.append({"model": role, "metric": metric, "seen": seen, **known})
+            row[title] = written(known, metric) + ("" if change is None else f"; {p_written(known['change_p'])}")
+    notes = (_who(results) + f" Training mirrored an image with a probability of {results.profile.student.flip:g}. p: against the images as they "
+             "are, paired.", "Both: probabilities for an image and for its mirror image averaged, which is how `sos predict` reads an image.")
+    return Table("mirror", "Mirror images of the held-out images", pd.DataFrame(numbers), _rows(shown, "model"), notes)
 
 
 def by_difficulty(results: Results) -> Table:

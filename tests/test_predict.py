@@ -1,0 +1,89 @@
+"""From an image to a stage: places in pixels of the image, either direction of the head, and heat maps against the batch's own."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sos.config import RunConfig
+from sos.errors import RunError
+from sos.images.reader import GreyImage, read_image
+from sos.method.models import build
+from sos.predict import Stager, load_stager, predict_paths, region
+from sos.stages import BASSED5
+
+
+@pytest.fixture(scope="module")
+def stager():
+    torch.manual_seed(3)
+    config = RunConfig(frame_px=96)
+    return Stager(build(config, 5).eval(), config, BASSED5, "untrained")
+
+
+@pytest.fixture(scope="module")
+def image(tiny_cohort):
+    return read_image(sorted((tiny_cohort.parent / "images").glob("*.dcm"))[0])
+
+
+def turned(image):
+    return GreyImage(np.ascontiguousarray(image.pixels[:, ::-1]), image.spacing_mm, image.record)
+
+
+def test_a_head_may_face_either_way(stager, image):
+    """The mirror image gets the same answer, at the mirrored place."""
+    one, other = stager.look(image), stager.look(turned(image))
+    width = image.pixels.shape[1]
+    assert one["stage"] == other["stage"] and one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    assert one["peak"] == pytest.approx([width - other["peak"][0], other["peak"][1]], abs=0.5)
+    x0, y0, x1, y1 = other["box"]
+    assert one["box"] == pytest.approx([width - x1, y0, width - x0, y1], abs=0.5)
+    assert one["cam"] == pytest.approx(other["cam"][:, ::-1], abs=1e-4 * one["cam"].max())
+
+
+def test_probabilities_are_the_mean_of_both_directions(stager, image):
+    from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
+
+    single = []
+    for seen in (image, turned(image)):
+        native = reduce_to(seen, 1024)[0]
+        frame = camera(torch.from_numpy(native)[None, None].float(), still_scene(torch.tensor([native.shape])), 96) / 255
+        with torch.no_grad():
+            single.append(stager.net(normalise(frame))[0].double().softmax(0).numpy())
+    answer = stager.look(image)
+    assert answer["probabilities"] == pytest.approx(np.mean(single, 0), abs=1e-5)
+    assert answer["expected_stage"] == pytest.approx(np.mean(single, 0) @ [1, 2, 3, 4, 5], abs=1e-4)
+    assert not any(parameter.grad is not None for parameter in stager.net.parameters())
+
+
+def test_places_lie_within_the_image_whatever_its_shape(stager):
+    """Peak and box of a square image, and of the same with bars left and right; the peak lies in the box."""
+    rng = np.random.default_rng(0)
+    small = rng.uniform(0.2, 0.4, (600, 600)).astype(np.float32)
+    answer = stager.look(GreyImage(small, None, {"warnings": []}))
+    padded = np.zeros((600, 900), np.float32)  # wide: bars left and right
+    padded[:, 150:750] = small
+    wide = stager.look(GreyImage(padded, None, {"warnings": []}))
+    for seen, width in ((answer, 600), (wide, 900)):
+        x0, y0, x1, y1 = seen["box"]
+        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= 600
+        assert x0 <= seen["peak"][0] <= x1 and y0 <= seen["peak"][1] <= y1
+
+
+def test_the_region_holds_the_peak_and_ends_at_half_of_it():
+    cam = np.zeros((10, 10))
+    cam[2:5, 3:6], cam[3, 4], cam[8, 8] = 0.6, 1.0, 0.9  # the second spot is not connected
+    assert region(cam) == [[0.3, 0.2], [0.6, 0.5]]
+
+
+def test_rows_come_in_order_and_a_bad_file_stops_nothing(tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.dcm"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 300), np.uint8)).save(good)
+    bad.write_text("no image")
+    rows = list(predict_paths([bad, good, tmp_path / "missing.png"]))
+    assert [bool(row["error"]) for row in rows] == [True, False, True] and [row["path"] for row in rows][1] == str(good)
+    assert sum(rows[1]["probabilities"]) == pytest.approx(1) and rows[1]["stage"] in BASSED5.labels and rows[0]["stage"] is None
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(RunError, match="no run here"):
+        load_stager(tmp_path)
