@@ -43,8 +43,16 @@ def staging_metrics(target: np.ndarray, probabilities: np.ndarray, counts: np.nd
         "stage_error": (confusion * distance).sum((1, 2)) / total,
         "within_one": (confusion * (distance <= 1)).sum((1, 2)) / total,
         "auroc": _auroc(target, probabilities, counts),
-        "ece": _ece(target, probabilities, counts),
+        "ece": calibration_error(target, probabilities, counts),
     }
+
+
+def calibration_error(target: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(r,) expected calibration error of the decided stage in each resample, ECE_BINS bins of equal width; shapes as for `staging_metrics`."""
+    confidence, right = probabilities.max(1), (probabilities.argmax(1) == target).astype(float)
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    member = np.eye(ECE_BINS)[bins]  # (n, bins)
+    return np.abs(counts @ (member * (right - confidence)[:, None])).sum(1) / counts.sum(1)
 
 
 def attention_metrics(table: pd.DataFrame, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,11 +152,3 @@ def _auroc(target, probabilities, counts):
     stacked = np.stack(values)
     there = np.isfinite(stacked)
     return np.where(there, stacked, 0).sum(0) / np.maximum(there.sum(0), 1)
-
-
-def _ece(target, probabilities, counts):
-    """Expected calibration error of the decided stage, ECE_BINS bins of equal width."""
-    confidence, right = probabilities.max(1), (probabilities.argmax(1) == target).astype(float)
-    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
-    member = np.eye(ECE_BINS)[bins]  # (n, bins)
-    return np.abs(counts @ (member * (right - confidence)[:, None])).sum(1) / counts.sum(1)
