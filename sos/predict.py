@@ -1,7 +1,8 @@
 """From any image to a stage: one network, one forward pass, no crop and no detector.
 
 Heads face either way, and in few training cohorts equally often. So the pass takes the image and its mirror image as a batch of two; their
-probabilities are averaged, and their heat maps laid over each other. Table `mirror` of a profile says what that does to accuracy.
+probabilities are averaged, and their heat maps laid over each other. Table `mirror` of a profile says what that does to accuracy. At last the
+probabilities are calibrated by the temperature that the network's own validation split asks for; table `trust` says what that does.
 """
 
 import json
@@ -22,6 +23,7 @@ from .method.cam import class_score, enlarge, grad_cam, peak
 from .method.models import StagingNet
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
+from .study.trust import scaled
 
 NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
 REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
@@ -36,6 +38,7 @@ class Stager:
     config: RunConfig
     scheme: StagingScheme
     source: str  # name of the run, or of the released student
+    temperature: float = 1.0  # calibrates the probabilities, see study.trust; 1: as they are
 
     def look(self, image: GreyImage) -> dict:
         """Stage one image.
@@ -54,7 +57,7 @@ class Stager:
         probabilities = look.logits.detach().double().softmax(1).mean(0)  # (k,)
         cams = grad_cam(features, class_score(look.logits, probabilities.argmax().expand(2))).detach()  # (2, n, n)
         cam = cams[:1] + cams[1:].flip(2)  # (1, n, n)
-        probabilities = probabilities.numpy()
+        probabilities = scaled(probabilities.numpy()[None], self.temperature)[0]
         points = [peak(cam)[0].tolist(), *region(enlarge(cam, self.config.frame_px)[0].numpy())]
         x, y = (scene.to_native(torch.tensor([points]))[0] / scale).numpy().T
         height, width = image.pixels.shape
@@ -82,10 +85,11 @@ def load_stager(weights=None) -> Stager:
     if run is None:
         record = released_record()
         config, scheme = config_of(record, RELEASED), get_scheme(record["scheme"])
-        return Stager(load_network(RELEASED / "student.safetensors", config, len(scheme)), config, scheme, f"released {record['run']}")
+        net = load_network(RELEASED / "student.safetensors", config, len(scheme))
+        return Stager(net, config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0))
     if run.config.role == "teacher":
         raise RunError(f"{run.name}: a teacher reads crops that a person draws; give the folder of a student or baseline")
-    return Stager(run.load(), run.config, run.scheme, run.name)
+    return Stager(run.load(), run.config, run.scheme, run.name, run.temperature_scale)
 
 
 def best_student() -> Run | None:

@@ -18,6 +18,7 @@ from ..config import RunConfig, digest, source_digest
 from ..errors import ConfigError, RunError
 from ..stages import StagingScheme, get_scheme
 from .metrics import probability_columns
+from .trust import fit_temperature
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py")
@@ -82,6 +83,25 @@ class Run:
     def test(self) -> pd.DataFrame:
         """Predictions for the test split."""
         return self.predictions[self.predictions["split"] == "test"].reset_index(drop=True)
+
+    @property
+    def valid(self) -> pd.DataFrame:
+        """Predictions for the validation split."""
+        return self.predictions[self.predictions["split"] == "valid"].reset_index(drop=True)
+
+    @cached_property
+    def image_temperature(self) -> float:
+        """The T that calibrates the probabilities of an image alone, fitted on the validation split; 1 where that is tiny."""
+        return fit_temperature(self.valid)
+
+    @cached_property
+    def temperature_scale(self) -> float:
+        """The T that calibrates `both`, and so the answers of `sos predict`; 1 where there are few.
+
+        A mean of two answers is less sure than either, so the T of an image alone would not do. It is fitted on the test split, since only that
+        was predicted in both directions; no stage and no other figure depends on it.
+        """
+        return fit_temperature(self.both)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -209,7 +229,7 @@ def release(run: Run) -> Path:
     RELEASED.mkdir(exist_ok=True)
     shutil.copyfile(run.weights, RELEASED / "student.safetensors")
     record = run.record | {"run": run.name, "profile": run.path.parents[1].name, "metrics": run.metrics, "environment": run.environment,
-                           "held_out": len(run.test)}
+                           "held_out": len(run.test), "temperature_scale": run.temperature_scale}
     (RELEASED / "student.json").write_text(json.dumps(record, indent=1) + "\n")
     (RELEASED / "MODEL_CARD.md").write_text(model_card(record))
     return RELEASED
@@ -241,8 +261,11 @@ def model_card(record: dict) -> str:
 |---|---|---|
 {rows}
 
-Each image and its mirror image are seen as one batch and their probabilities averaged, so it does not matter which way a head faces; the figures
-above are those of the image alone.
+Each image and its mirror image are seen as one batch and their probabilities averaged, so it does not matter which way a head faces. Then they
+are calibrated by the temperature {record.get("temperature_scale", 1.0):.2f} (`temperature_scale` in `student.json`; 1: as they are), which changes
+no stage. It was fitted on the held-out images themselves, the only ones predicted in both directions. The figures above are those of the image
+alone, before calibration; table `trust` of the profile has those of the calibrated mean, with a temperature from one half of the held-out patients
+and the error on the other.
 
 **Use it for** trying the software, teaching, and as a starting point for research.
 **Do not use it for** diagnosis, treatment planning, age estimation of a person, or any other decision about a person. It has no regulatory
