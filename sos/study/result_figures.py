@@ -13,11 +13,11 @@ from ..cohort.cameras import MEAN, STD
 from ..cohort.views import ViewLoader
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
-from . import attention, cohort_figures, difficulty, figures
+from . import attention, cohort_figures, difficulty, figures, trust
 from .attention import look, still_pictures, windows
-from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, caption, draw_box, example_rows, journal,
-                      letters, overlay, people, tight)
-from .results import METRIC_NAMES, SIGNIFICANT, Results, Table, closed, p_written, summarise, written
+from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, SEX_COLOURS, SEX_NAMES, caption, draw_box,
+                      example_rows, journal, letters, overlay, people, tight)
+from .results import METRIC_NAMES, NOT_YET, SIGNIFICANT, Results, Table, closed, over_seeds, p_written, summarise, written
 from .runs import Run
 from .tables import FULL, ablation, by_difficulty, controls
 from .training import Study, frame_boxes
@@ -239,6 +239,96 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
 
 
 @journal
+def trust_panels(results: Results) -> Figure:
+    """May one trust a single answer? The student's confidence against its accuracy, before and after temperature scaling; how often the three
+    models are wrong among the answers that they are surest of, with the chosen thresholds; and the student's expected stage by age."""
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 3.3))
+    students = list(results.role("student").values())
+    _reliability(axes[0], students, results.profile.bootstrap)
+    _risk_coverage(axes[1], results)
+    _stage_by_age(axes[2], students, results.ages())
+    for ax in axes if not students else ():
+        ax.text(0.5, 0.5, NOT_YET, ha="center", va="center", color=GREY, transform=ax.transAxes)
+    letters(axes)
+    aims = " and ".join(f"{100 * aim:g} % ({mark})" for aim, mark in zip(trust.TARGETS, ("filled", "open"), strict=True))
+    caption(fig, f"Held-out images, 95 % intervals; temperature, and thresholds (dots) for {aims} right answers, from the validation split; "
+                 f"{_tested(results)}")
+    return fig
+
+
+def _reliability(ax, runs: list[Run], bootstrap: int) -> None:
+    """Accuracy by confidence of `runs` (seeds, all answers together) as they are and at their temperatures."""
+    ax.plot([0, 1], [0, 1], ":", color=GREY, lw=0.8)
+    scales = [f"{scale:.2f}" for scale in sorted(run.image_temperature for run in runs)]
+    scale = " to ".join(dict.fromkeys(scales[:1] + scales[-1:]))
+    for colour, marker, name in ((CONTROL_COLOUR, "o", "student, as it is"), (ROLE_COLOURS["student"], "D", f"student, scaled, T = {scale}")):
+        told = [run.test if colour == CONTROL_COLOUR else trust.calibrated(run.test, run.image_temperature) for run in runs]
+        if told:
+            points = trust.reliability(pd.concat(told, ignore_index=True), bootstrap)
+            away = points["accuracy"] - points["low"], points["high"] - points["accuracy"]
+            ax.errorbar(points["confidence"], points["accuracy"], away, fmt=marker, color=colour, elinewidth=0.9, capsize=2, label=name)
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence (largest probability)", ylabel="right answers", title="is it as sure as it is right?")
+    _percent(ax)
+    _legend_below(ax)
+
+
+def _risk_coverage(ax, results: Results, first: int = 10) -> None:
+    """Wrong answers among the surest by the share kept (from `first` images on; mean over seeds), and each model at its threshold."""
+    for role in MODELS:
+        runs = results.role(role)
+        first = min([first, *(len(run.test) for run in runs.values())])
+        for order, style in (("confidence", "-"), ("ideal", "--"), ("random", ":")) if runs else ():
+            risks = [trust.surest_first(run.test, run.image_temperature, order) for run in runs.values()]
+            if order == "confidence" or role == "student":
+                kept = np.arange(1, len(risks[0]) + 1) / len(risks[0])
+                ax.plot(kept[first - 1:], np.mean(risks, 0)[first - 1:], style, color=ROLE_COLOURS[role], lw=1.3 if order == "confidence" else 0.8,
+                        label=ROLE_NAMES[role] if order == "confidence" else f"student, {order} order")
+        known = {name: over_seeds(values) for name, values in results.trusted(runs).items()}
+        for aim, fill in zip(trust.TARGETS, (ROLE_COLOURS[role], "white"), strict=True):
+            if not known or not np.isfinite(known[f"kept_{100 * aim:.0f}"][0]):
+                continue
+            coverage, right = summarise(known[f"coverage_{100 * aim:.0f}"]), summarise(known[f"kept_{100 * aim:.0f}"])
+            ax.errorbar(coverage["value"], 1 - right["value"], [[right["high"] - right["value"]], [right["value"] - right["low"]]],
+                        [[coverage["value"] - coverage["low"]], [coverage["high"] - coverage["value"]]], fmt="o", color=ROLE_COLOURS[role], ms=5,
+                        mfc=fill, mew=0.9, elinewidth=0.8, zorder=4)
+    for aim, style in zip(trust.TARGETS, ("-", "--"), strict=True):
+        ax.axhline(1 - aim, color="black", lw=0.6, ls=style)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="answers kept, the surest first", ylabel="wrong among those kept", title="does it know when it errs?")
+    _percent(ax)
+    _legend_below(ax)
+
+
+def _stage_by_age(ax, runs: list[Run], ages: pd.DataFrame | None) -> None:
+    """Expected stage (mean over seeds) of each held-out image by age and sex, and the label's mean by year of age as a line."""
+    ax.set(xlabel="age (years)", ylabel="stage", title="does its stage follow age?")
+    if not runs or ages is None:
+        return
+    table, labels = runs[0].test, runs[0].scheme.labels
+    stage = np.mean([pd.Series(trust.expected_stage(run.test, labels, run.image_temperature), run.test["image"])[table["image"]]
+                     for run in runs], 0)
+    table = table.assign(expected=stage).join(ages, on="image").dropna(subset=["age_y", "sex"])
+    for sex, colour in SEX_COLOURS.items():
+        part = table[table["sex"] == sex]
+        ax.plot(part["age_y"], part["expected"], ".", color=colour, ms=3.5, mew=0, alpha=0.6, label=f"{SEX_NAMES[sex]}, n = {len(part)}")
+        by_year = part.groupby(part["age_y"] // 1)["stage"].agg(["mean", "size"])
+        by_year = by_year["mean"].where(by_year["size"] >= 3).dropna()
+        ax.plot(by_year.index + 0.5, by_year, color=colour, lw=1.4)
+    ax.plot([], [], color=GREY, lw=1.4, label="label's mean")
+    ax.set(ylim=(labels[0] - 0.15, labels[-1] + 0.15), yticks=labels)
+    _legend_below(ax)
+
+
+def _legend_below(ax) -> None:
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper left", bbox_to_anchor=(-0.15, -0.24), borderaxespad=0, handlelength=1.8)
+
+
+def _percent(ax) -> None:
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+
+
+@journal
 def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     """The result in one figure: held-out patients of four stages with what the teacher, the plain network and the student look at, and
     how the three do.
@@ -319,6 +409,7 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig14_student_gradcam": lambda: figures.cam_panels(study, teacher, both),
         "fig15_student_localisation": lambda: located(both),
         "fig16_ablation": lambda: forest(ablation(results)),
+        "fig20_trust": lambda: trust_panels(results),
         "fig_main": lambda: main_result(study, results),
     }
     if cohort.virtual:

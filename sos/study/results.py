@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..config import ROLES, RunConfig
-from .grid import find
+from . import trust
+from .grid import find, has_cohort
 from .metrics import attention_metrics, interval, probability_columns, resamples, staging_metrics
 from .runs import Run
 from .training import Study
@@ -25,7 +26,17 @@ STAGING = {
     "kappa": "quadratic weighted kappa", "stage_error": "mean absolute stage error", "within_one": "within one stage, %",
     "auroc": "AUROC", "ece": "expected calibration error"}
 ATTENTION = {"pointing": "pointing game, %", "energy": "energy in the box, %", "iou": "IoU"}
-METRIC_NAMES = STAGING | ATTENTION
+TRUST = {
+    "temperature": "temperature T",
+    **{f"{name}{end}": f"{title}{said}" for name, title in (("ece", STAGING["ece"]), ("nll", "negative log-likelihood"), ("brier", "Brier score"))
+       for end, said in (("", ""), ("_scaled", ", scaled"))},
+    **{f"{name}_{100 * aim:.0f}": f"target {100 * aim:.0f} %: {said}" for aim in trust.TARGETS for name, said in
+       (("threshold", "threshold of confidence"), ("coverage", "images kept, %"), ("kept", "accuracy of those kept, %"),
+        ("referred", "accuracy of those referred, %"))},
+    "aurc_confidence": "AURC, by confidence", "aurc_entropy": "AURC, by entropy", "aurc_whole": "AURC, by distance from a whole stage", "aurc_ideal": "AURC, ideal order",
+    "aurc_random": "AURC, random order", "age_F": "Spearman of expected stage and age, female", "age_M": "Spearman of expected stage and age, male",
+    "label_F": "Spearman of label and age, female", "label_M": "Spearman of label and age, male"}
+METRIC_NAMES = STAGING | ATTENTION | TRUST
 
 
 class Results:
@@ -35,6 +46,7 @@ class Results:
         self.study, self.profile = study, study.profile
         self._runs: dict[RunConfig, list[Run]] = {}
         self._sampled: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
+        self._trusted: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
 
     def of(self, configs: list[RunConfig]) -> dict[int, Run]:
         """seed → finished run, of `configs` that differ in their seed alone."""
@@ -64,7 +76,7 @@ class Results:
 
     def summary(self, runs: dict[int, Run], metric: str) -> dict[str, float]:
         """value, low, high, the standard deviation over seeds (nan with one), and how many seeds."""
-        return summarise(self.mean(runs, metric)) | _spread([self.sampled(run)[metric][0] for run in runs.values()])
+        return summarise(self.mean(runs, metric)) | spread([self.sampled(run)[metric][0] for run in runs.values()])
 
     def paired(self, function: Callable, metric: str, *groups: dict[int, Run]) -> np.ndarray | None:
         """(1 + bootstrap,) of a function of the seed means of groups of runs, over the seeds that all have; None without one."""
@@ -79,7 +91,31 @@ class Results:
         if values is None:
             return {}
         each = [float(function(*(self.sampled(group[seed])[metric] for group in groups))[0]) for seed in shared_seeds(groups)]
-        return summarise(values) | {"p": p_value(values)} | _spread(each)
+        return summarise(values) | {"p": p_value(values)} | spread(each)
+
+    def trusted(self, runs: dict[int, Run], seen: str = "test") -> dict[str, np.ndarray]:
+        """name → (seeds, 1 + bootstrap) of `trust.sample`; empty without runs. seen: `test`; or `both`, where temperature and
+        thresholds come from one half of the held-out patients and all else from the other half, then in exchange, and the two are averaged: no
+        validation image was predicted in both directions."""
+        for run in runs.values():
+            if (run.path, seen) not in self._trusted:
+                one, other = (run.valid, run.test) if seen == "test" else trust.halves(run.both)
+                parts = [(one, other)] if seen == "test" else [(one, other), (other, one)]
+                each = [trust.sample(*part, run.scheme.labels, self.ages(), self.profile.bootstrap, seed) for seed, part in enumerate(parts)]
+                self._trusted[run.path, seen] = {name: over_seeds(np.stack([values[name] for values in each])) for name in each[0]}
+        each = [self._trusted[run.path, seen] for run in runs.values()]
+        return {name: np.stack([values[name] for values in each]) for name in each[0]} if each else {}
+
+    def ages(self) -> pd.DataFrame | None:
+        """age_y and sex by image; None where the cohort is not there."""
+        if not has_cohort(self.study):
+            return None
+        return self.study.cohort.table.drop_duplicates("image").set_index("image")[["age_y", "sex"]]
+
+
+def over_seeds(values: np.ndarray) -> np.ndarray:
+    """(1 + bootstrap,) mean of (seeds, 1 + bootstrap) over the seeds that have a finite value; nan where none has."""
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
 def shared_seeds(groups) -> list[int]:
@@ -128,7 +164,8 @@ def closed(student: np.ndarray, baseline: np.ndarray, teacher: np.ndarray) -> np
     return np.where(gap > 0, (student - baseline) / np.where(gap > 0, gap, 1), np.nan)
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Standard deviation of one value a seed (nan with one), and how many seeds."""
     return {"sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"), "seeds": len(values)}
 
 

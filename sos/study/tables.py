@@ -18,10 +18,11 @@ from ..files import show_in_readme
 from . import attention, difficulty
 from .describe import ceiling
 from .grid import has_cohort
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, Results, Table, closed, holm, p_value, p_written,
-                      sample, summarise, verdict, written)
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, TRUST, Results, Table, closed, holm, over_seeds,
+                      p_value, p_written, sample, shared_seeds, spread, summarise, verdict, written)
 from .runs import Run, training_code
 from .training import Study
+from .trust import FEWEST, LEAST_KEPT
 
 PUBLISHED = ("quick", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
 FULL = "L_cls + L_dist + L_attn"  # the ablation's row that is the whole method
@@ -216,6 +217,45 @@ def mirror(results: Results) -> Table:
     return Table("mirror", "Mirror images of the held-out images", pd.DataFrame(numbers), _rows(shown, "model"), notes)
 
 
+def trust(results: Results) -> Table:
+    """May one trust a single answer? Calibration before and after scaling by one temperature, answers kept at a threshold, stage against age."""
+    groups = results.roles()
+    asked = {ROLE_NAMES[role]: (runs, "test") for role, runs in groups.items()} | {"distilled student, both": (groups["student"], "both")}
+    columns = {name: results.trusted(runs, seen) for name, (runs, seen) in asked.items()}
+    seeds = shared_seeds([groups["student"], groups["baseline"]])
+    pair = [results.trusted({seed: groups[role][seed] for seed in seeds}) for role in ("student", "baseline")]
+    numbers, shown = [], {}
+    for metric, title in TRUST.items():
+        row = shown[title] = {}
+        for name, values in columns.items():
+            known = summarise(over_seeds(values[metric])) | spread(values[metric][:, 0].tolist()) if metric in values else {}
+            numbers.append({"model": name, "metric": metric, **known})
+            row[name] = _trusted(known, metric) if known or not values else "–"
+        name = "student − plain network"
+        row[name] = "" if seeds else NOT_YET
+        if metric in pair[0] and not metric.startswith(("temperature", "threshold", "label")):
+            change = over_seeds(pair[0][metric]) - over_seeds(pair[1][metric])
+            known = summarise(change) | {"p": p_value(change)}
+            numbers.append({"model": name, "metric": metric, **known})
+            row[name] = _trusted(known, metric, signed=True)
+    notes = (_who(results) + f" Temperature T (1 with fewer than {FEWEST} images) and thresholds come from the validation split. Threshold: the lowest "
+             f"confidence from which on the target is met there by at least {LEAST_KEPT} images; without one all are referred to a person. "
+             "–: no image kept or referred, or age unknown.",
+             "AURC: share of wrong answers among the surest, mean over all numbers of answers kept. Rows below Brier score: scaled probabilities. "
+             "Student − plain network: paired. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it; here T "
+             "and thresholds come from one half of the held-out patients and all else from the other half, then in exchange; means of the two.")
+    return Table("trust", "May one trust a single answer?", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
+
+
+def _trusted(known: dict, metric: str, signed: bool = False) -> str:
+    fitted = metric.startswith(("temperature", "threshold"))  # on other images: the interval of the held-out ones is none of theirs
+    if metric.startswith("threshold") and known and not np.isfinite(known["value"]):
+        return "all referred"
+    if fitted and known:
+        return f"{known['value']:.2f}" + (f", SD {known['sd']:.2f}" if np.isfinite(known["sd"]) else "")
+    return written(known, metric, signed) if not known or np.isfinite(known["value"]) else "–"
+
+
 def by_difficulty(results: Results) -> Table:
     """Accuracy of the three models on fresh virtual patients, the same people at each difficulty, beside what the label lets anyone reach."""
     title, study = "Easier and harder patients", results.study
@@ -310,7 +350,7 @@ def machine(results: Results) -> Table:
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
 
-TABLES = (headline, comparisons, localisation, mirror, ablation, effects, by_difficulty, cohort, machine)
+TABLES = (headline, comparisons, localisation, mirror, trust, ablation, effects, by_difficulty, cohort, machine)
 
 
 def findings(results: Results) -> list[str]:
