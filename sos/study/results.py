@@ -33,9 +33,10 @@ TRUST = {
     **{f"{name}_{100 * aim:.0f}": f"target {100 * aim:.0f} %: {said}" for aim in trust.TARGETS for name, said in
        (("threshold", "threshold of confidence"), ("coverage", "images kept, %"), ("kept", "accuracy of those kept, %"),
         ("referred", "accuracy of those referred, %"))},
-    "aurc_confidence": "AURC, by confidence", "aurc_entropy": "AURC, by entropy", "aurc_whole": "AURC, by distance from a whole stage", "aurc_ideal": "AURC, ideal order",
-    "aurc_random": "AURC, random order", "age_F": "Spearman of expected stage and age, female", "age_M": "Spearman of expected stage and age, male",
-    "label_F": "Spearman of label and age, female", "label_M": "Spearman of label and age, male"}
+    "aurc_confidence": "AURC, by confidence", "aurc_entropy": "AURC, by entropy", "aurc_whole": "AURC, by distance from a whole stage",
+    "aurc_ideal": "AURC, ideal order", "aurc_random": "AURC, random order",
+    **{f"{name}_{sex}": f"Spearman of {said} and age, {who}" for name, said in (("age", "expected stage"), ("label", "label"))
+       for sex, who in (("F", "female"), ("M", "male"))}}
 METRIC_NAMES = STAGING | ATTENTION | TRUST
 
 

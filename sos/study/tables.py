@@ -228,7 +228,10 @@ def trust(results: Results) -> Table:
     for metric, title in TRUST.items():
         row = shown[title] = {}
         for name, values in columns.items():
-            known = summarise(over_seeds(values[metric])) | spread(values[metric][:, 0].tolist()) if metric in values else {}
+            known = {}
+            if metric in values:
+                each = values[metric][:, 0]
+                known = summarise(over_seeds(values[metric])) | spread(each[np.isfinite(each)].tolist())
             numbers.append({"model": name, "metric": metric, **known})
             row[name] = _trusted(known, metric) if known or not values else "–"
         name = "student − plain network"
@@ -238,8 +241,8 @@ def trust(results: Results) -> Table:
             known = summarise(change) | {"p": p_value(change)}
             numbers.append({"model": name, "metric": metric, **known})
             row[name] = _trusted(known, metric, signed=True)
-    notes = (_who(results) + f" Temperature T (1 with fewer than {FEWEST} images) and thresholds come from the validation split. Threshold: the lowest "
-             f"confidence from which on the target is met there by at least {LEAST_KEPT} images; without one all are referred to a person. "
+    notes = (_who(results) + f" Temperature T (1 with fewer than {FEWEST} images) and thresholds come from the validation split. Threshold: the "
+             f"lowest confidence from which on the target is met there by at least {LEAST_KEPT} images; without one all are referred to a person. "
              "–: no image kept or referred, or age unknown.",
              "AURC: share of wrong answers among the surest, mean over all numbers of answers kept. Rows below Brier score: scaled probabilities. "
              "Student − plain network: paired. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it; here T "
@@ -248,12 +251,11 @@ def trust(results: Results) -> Table:
 
 
 def _trusted(known: dict, metric: str, signed: bool = False) -> str:
-    fitted = metric.startswith(("temperature", "threshold"))  # on other images: the interval of the held-out ones is none of theirs
-    if metric.startswith("threshold") and known and not np.isfinite(known["value"]):
-        return "all referred"
-    if fitted and known:
+    if known and not np.isfinite(known["value"]):
+        return "all referred" if metric.startswith("threshold") else "–"
+    if known and metric.startswith(("temperature", "threshold")):  # fitted on other images: the interval of the held-out ones is none of theirs
         return f"{known['value']:.2f}" + (f", SD {known['sd']:.2f}" if np.isfinite(known["sd"]) else "")
-    return written(known, metric, signed) if not known or np.isfinite(known["value"]) else "–"
+    return written(known, metric, signed)
 
 
 def by_difficulty(results: Results) -> Table:

@@ -136,6 +136,7 @@ def expected_stage(table: pd.DataFrame, labels: tuple[int, ...], temperature: fl
     return answers(table, temperature)[0] @ np.array(labels, float)
 
 
+# --- all of it for one network -----------------------------------------------------------------------------------------------
 def halves(table: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A predictions table in two parts of equally many patients, drawn by `seed`."""
     patients = np.sort(table["patient_id"].unique())
@@ -143,7 +144,6 @@ def halves(table: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFra
     return table[first].reset_index(drop=True), table[~first].reset_index(drop=True)
 
 
-# --- all of it for one network -----------------------------------------------------------------------------------------------
 def sample(valid: pd.DataFrame, test: pd.DataFrame, labels: tuple[int, ...], ages: pd.DataFrame | None, bootstrap: int,
            seed: int = 0) -> dict[str, np.ndarray]:
     """name → (1 + bootstrap,) of a network's predictions tables, temperature and thresholds from `valid`, all else on `test`.
