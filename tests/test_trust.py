@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
+from test_figures import texts
 from test_tables import finished, held_out, predictions, shown, study, write_run  # noqa: F401  (two fixtures among them)
 
 from sos import predict
@@ -260,8 +261,13 @@ def test_figure_draws_the_curves_the_threshold_and_everyone(finished, monkeypatc
     dots = [line for line in stages.lines if line.get_marker() == "."]
     assert sum(len(line.get_xdata()) for line in dots) == n
     assert "virtual patients" in figure.get_suptitle()
-    save_figure(figure, tmp_path / "fig.png")
-    assert (tmp_path / "fig.png").stat().st_size > 5000
+    for name, again in (("one", figure), ("two", result_figures.trust_panels(known))):
+        save_figure(again, tmp_path / f"{name}.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    width, height = figure.canvas.get_width_height()
+    for text in texts(figure):
+        box = text.get_window_extent()
+        assert -2 <= box.x0 and box.x1 <= width + 2 and -2 <= box.y0 and box.y1 <= height + 2, f"cut off: {text.get_text()!r}"
 
 
 # ---- in use ----------------------------------------------------------------------------------------------------------
