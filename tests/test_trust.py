@@ -264,6 +264,7 @@ def test_figure_draws_the_curves_the_threshold_and_everyone(finished, monkeypatc
     for name, again in (("one", figure), ("two", result_figures.trust_panels(known))):
         save_figure(again, tmp_path / f"{name}.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    figure.draw_without_rendering()
     width, height = figure.canvas.get_width_height()
     for text in texts(figure):
         box = text.get_window_extent()
