@@ -147,7 +147,7 @@ def test_halves_are_alike_about_the_true_plane_only(rows, volumes):
     for row, volume in zip(rows, volumes, strict=True):
         plane = true_plane(row)
         true = mirrored(volume, plane)
-        assert true > 0.8
+        assert true > 0.75  # noise and the paired structures, which differ from side to side, keep it below 1
         for offset in (-4, 4):
             assert mirrored(volume, replace(plane, offset_mm=plane.offset_mm + offset)) < true - 0.02
         for tilt in ((0, 0.09, 0), (0, -0.09, 0), (0, 0, 0.09), (0, 0, -0.09)):
