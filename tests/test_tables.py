@@ -47,7 +47,7 @@ def write_run(study, config, table, weights=False, mirrored=None):
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     table.to_csv(path / "predictions.csv", index=False)
-    (table if mirrored is None else mirrored).query("split == 'test'").to_csv(path / "mirrored.csv", index=False)
+    (table if mirrored is None else mirrored).to_csv(path / "mirrored.csv", index=False)
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "valid_loss": [2.0, 1.5], "valid_accuracy": [0.2, 0.4]})
     if config.role == "student":
         history = history.assign(L_cls=[1.6, 1.2], L_dist=[0.4, 0.1], L_attn=[5.0, 2.0])
@@ -98,7 +98,7 @@ def test_mirror_table_holds_what_each_model_loses_on_mirrored_images(finished):
         config = finished.profile.run("student", seed)
         write_run(finished, config, predictions(finished.cohort, 1, 1.0), mirrored=predictions(finished.cohort, wrong, 0.0))
     data = tables.mirror(results.Results(finished)).data.set_index(["model", "metric", "seen"])
-    assert data.loc[("student", "accuracy", "test"), "value"] == pytest.approx(1 - 1 / n)
+    assert data.loc[("student", "accuracy", "as_is"), "value"] == pytest.approx(1 - 1 / n)
     assert data.loc[("student", "accuracy", "mirrored"), "value"] == pytest.approx(1 - 4 / n)
     assert data.loc[("student", "accuracy", "mirrored"), "change_value"] == pytest.approx(-3 / n)
     assert data.loc[("student", "pointing", "mirrored"), "change_value"] == pytest.approx(-1)
@@ -109,7 +109,7 @@ def test_both_averages_the_probabilities_of_an_image_and_of_its_mirror_image(fin
     config = finished.profile.run("student", 0)
     as_is, turned = predictions(finished.cohort, 1, 1.0), predictions(finished.cohort, 3, 0.0).iloc[::-1]  # in another order
     run = write_run(finished, config, as_is, mirrored=turned)
-    both, right = run.both.set_index("image"), [run.test.set_index("image"), run.mirrored.set_index("image")]
+    both, *right = (run.split("test", seen).set_index("image") for seen in ("both", "as_is", "mirrored"))
     for name in ("p1", "p5"):
         assert both[name].to_numpy() == pytest.approx(0.5 * (right[0][name] + right[1].loc[both.index, name]).to_numpy())
     assert len(both) == held_out(finished) and "pointing" not in both and (both["target"] == right[0]["target"]).all()

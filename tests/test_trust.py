@@ -285,15 +285,7 @@ def too_sure(study):  # noqa: F811
 
 def test_a_run_knows_the_temperatures_of_an_image_and_of_both_directions(too_sure):
     assert too_sure.image_temperature == pytest.approx(trust.fit_temperature(drawn(200, 1, 2.0)), rel=1e-4) and too_sure.image_temperature > 1.5
-    assert too_sure.temperature_scale == pytest.approx(trust.fit_temperature(too_sure.both)) and too_sure.temperature_scale < 1
-
-
-def test_halves_keep_patients_whole_and_leave_none_out():
-    table = drawn(60).assign(patient_id=[f"{i // 3}" for i in range(60)])
-    one, other = trust.halves(table)
-    assert one["patient_id"].nunique() == other["patient_id"].nunique() == 10 and not set(one["patient_id"]) & set(other["patient_id"])
-    assert set(one["image"]) | set(other["image"]) == set(table["image"])
-    pd.testing.assert_frame_equal(trust.halves(table.sample(frac=1, random_state=1))[0].sort_values("image", ignore_index=True), one)
+    assert too_sure.temperature_scale == pytest.approx(trust.fit_temperature(too_sure.split("valid", "both"))) and too_sure.temperature_scale < 1
 
 
 def test_answers_in_use_have_the_temperature_of_the_run(too_sure, tiny_cohort):

@@ -64,14 +64,14 @@ class Results:
         """seed → finished main run of `role`."""
         return self.of([self.profile.run(role, seed) for seed in self.profile.seeds])
 
-    def sampled(self, run: Run, seen: str = "test") -> dict[str, np.ndarray]:
-        """metric → (1 + bootstrap,): the value on the held-out images, then that of each resample. seen: which table of the run, `test`,
-        `mirrored` or `both`."""
+    def sampled(self, run: Run, seen: str = "as_is") -> dict[str, np.ndarray]:
+        """metric → (1 + bootstrap,): the value on the held-out images, then that of each resample. seen: the images `as_is`, `mirrored`, or `both`
+        averaged."""
         if (run.path, seen) not in self._sampled:
-            self._sampled[run.path, seen] = sample(getattr(run, seen), self.profile.bootstrap)
+            self._sampled[run.path, seen] = sample(run.split("test", seen), self.profile.bootstrap)
         return self._sampled[run.path, seen]
 
-    def mean(self, runs: dict[int, Run], metric: str, seen: str = "test") -> np.ndarray:
+    def mean(self, runs: dict[int, Run], metric: str, seen: str = "as_is") -> np.ndarray:
         """(1 + bootstrap,) of a metric's mean over seeds."""
         return np.mean([self.sampled(run, seen)[metric] for run in runs.values()], 0)
 
@@ -94,16 +94,13 @@ class Results:
         each = [float(function(*(self.sampled(group[seed])[metric] for group in groups))[0]) for seed in shared_seeds(groups)]
         return summarise(values) | {"p": p_value(values)} | spread(each)
 
-    def trusted(self, runs: dict[int, Run], seen: str = "test") -> dict[str, np.ndarray]:
-        """name → (seeds, 1 + bootstrap) of `trust.sample`; empty without runs. seen: `test`; or `both`, where temperature and
-        thresholds come from one half of the held-out patients and all else from the other half, then in exchange, and the two are averaged: no
-        validation image was predicted in both directions."""
+    def trusted(self, runs: dict[int, Run], seen: str = "as_is") -> dict[str, np.ndarray]:
+        """name → (seeds, 1 + bootstrap) of `trust.sample`; empty without runs. seen: `as_is`, or `both` for the mean of an image's answer and its
+        mirror image's."""
         for run in runs.values():
             if (run.path, seen) not in self._trusted:
-                one, other = (run.valid, run.test) if seen == "test" else trust.halves(run.both)
-                parts = [(one, other)] if seen == "test" else [(one, other), (other, one)]
-                each = [trust.sample(*part, run.scheme.labels, self.ages(), self.profile.bootstrap, seed) for seed, part in enumerate(parts)]
-                self._trusted[run.path, seen] = {name: over_seeds(np.stack([values[name] for values in each])) for name in each[0]}
+                tables = run.split("valid", seen), run.split("test", seen)
+                self._trusted[run.path, seen] = trust.sample(*tables, run.scheme.labels, self.ages(), self.profile.bootstrap)
         each = [self._trusted[run.path, seen] for run in runs.values()]
         return {name: np.stack([values[name] for values in each]) for name in each[0]} if each else {}
 

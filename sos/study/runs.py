@@ -1,7 +1,7 @@
 """Runs on disk. A run is a folder named by its role and the hash of its resolved configuration, its data and the code that trained it.
 
 It is written under a temporary name and renamed when whole: a folder with a run's name is a finished run. It holds `config.json`,
-`metrics.json`, `predictions.csv` (one row a held-out image), `mirrored.csv` (the test images once more, left and right exchanged),
+`metrics.json`, `predictions.csv` (one row a held-out image), `mirrored.csv` (the same once more, left and right exchanged),
 `history.csv` (one row an epoch), `environment.json`, and `weights.safetensors` where the run was asked to keep its weights.
 """
 
@@ -63,45 +63,42 @@ class Run:
         return self._table("predictions")
 
     @cached_property
-    def mirrored(self) -> pd.DataFrame:
-        """Predictions for the mirrored images of the test split."""
+    def predictions_mirrored(self) -> pd.DataFrame:
+        """Predictions for the mirror images of the same."""
         return self._table("mirrored")
 
-    @property
-    def both(self) -> pd.DataFrame:
-        """Predictions for the test split, each probability the mean of those for the image and for its mirror image, as `sos predict` has it.
-        Nothing of where the network looked."""
-        columns = probability_columns(self.test)
-        turned = self.mirrored.set_index("image").loc[self.test["image"], columns].to_numpy()
-        known = [name for name in self.test if name not in ("decided", "peak_x", "peak_y", "pointing", "energy", "iou")]
-        return self.test[known].assign(**dict(zip(columns, (0.5 * (self.test[columns].to_numpy() + turned)).T, strict=True)))
+    @cached_property
+    def predictions_both(self) -> pd.DataFrame:
+        """Predictions, each probability the mean of those for the image and for its mirror image, as `sos predict` has it. Nothing of where the
+        network looked."""
+        one, columns = self.predictions, probability_columns(self.predictions)
+        turned = self.predictions_mirrored.set_index("image").loc[one["image"], columns].to_numpy()
+        known = [name for name in one if name not in ("decided", "peak_x", "peak_y", "pointing", "energy", "iou")]
+        return one[known].assign(**dict(zip(columns, (0.5 * (one[columns].to_numpy() + turned)).T, strict=True)))
 
     def _table(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.path / f"{name}.csv", dtype={"patient_id": str, "image": str})
 
+    def split(self, name: str, seen: str = "as_is") -> pd.DataFrame:
+        """Predictions for the split `test` or `valid`; seen: of the images `as_is`, `mirrored`, or `both` averaged."""
+        table = self.predictions if seen == "as_is" else getattr(self, f"predictions_{seen}")
+        return table[table["split"] == name].reset_index(drop=True)
+
     @property
     def test(self) -> pd.DataFrame:
         """Predictions for the test split."""
-        return self.predictions[self.predictions["split"] == "test"].reset_index(drop=True)
-
-    @property
-    def valid(self) -> pd.DataFrame:
-        """Predictions for the validation split."""
-        return self.predictions[self.predictions["split"] == "valid"].reset_index(drop=True)
+        return self.split("test")
 
     @cached_property
     def image_temperature(self) -> float:
         """The T that calibrates the probabilities of an image alone, fitted on the validation split; 1 where that is tiny."""
-        return fit_temperature(self.valid)
+        return fit_temperature(self.split("valid"))
 
     @cached_property
     def temperature_scale(self) -> float:
-        """The T that calibrates `both`, and so the answers of `sos predict`; 1 where there are few.
-
-        A mean of two answers is less sure than either, so the T of an image alone would not do. It is fitted on the test split, since only that
-        was predicted in both directions; no stage and no other figure depends on it.
-        """
-        return fit_temperature(self.both)
+        """The T that calibrates the mean of an image's answer and its mirror image's, and so `sos predict`, fitted on the validation split; 1
+        where that is tiny. A mean of two answers is less sure than either, so the T of an image alone would not do."""
+        return fit_temperature(self.split("valid", "both"))
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -263,9 +260,8 @@ def model_card(record: dict) -> str:
 
 Each image and its mirror image are seen as one batch and their probabilities averaged, so it does not matter which way a head faces. Then they
 are calibrated by the temperature {record.get("temperature_scale", 1.0):.2f} (`temperature_scale` in `student.json`; 1: as they are), which changes
-no stage. It was fitted on the held-out images themselves, the only ones predicted in both directions. The figures above are those of the image
-alone, before calibration; table `trust` of the profile has those of the calibrated mean, with a temperature from one half of the held-out patients
-and the error on the other.
+no stage; it was fitted on the validation images. The figures above are those of the image alone, before calibration; table `trust` of the profile
+has those of the calibrated mean.
 
 **Use it for** trying the software, teaching, and as a starting point for research.
 **Do not use it for** diagnosis, treatment planning, age estimation of a person, or any other decision about a person. It has no regulatory

@@ -26,7 +26,7 @@ from .trust import FEWEST, LEAST_KEPT
 
 PUBLISHED = ("quick", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
 FULL = "L_cls + L_dist + L_attn"  # the ablation's row that is the whole method
-SEEN = {"test": "as they are", "mirrored": "mirrored", "both": "both"}
+SEEN = {"as_is": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
 PAPER_COLUMN = "published student (723 real patients; not comparable)"
 
@@ -198,7 +198,7 @@ def controls(results: Results) -> dict[str, dict[str, np.ndarray]]:
 def mirror(results: Results) -> Table:
     """Each model on the held-out images, on their mirror images, and with both averaged: whether it matters which way a head faces."""
     numbers, shown = [], {}
-    asked = [(metric, seen) for metric in ("accuracy", "kappa") for seen in ("test", "mirrored", "both")] + [("pointing", "mirrored")]
+    asked = [(metric, seen) for metric in ("accuracy", "kappa") for seen in SEEN] + [("pointing", "mirrored")]
     for role, runs in results.roles().items():
         row = shown[ROLE_NAMES[role]] = {}
         for metric, seen in asked:
@@ -208,7 +208,7 @@ def mirror(results: Results) -> Table:
                 continue
             values = results.mean(runs, metric, seen) if runs else None
             known = summarise(values) if runs else {}
-            change = values - results.mean(runs, metric) if runs and seen != "test" else None
+            change = values - results.mean(runs, metric) if runs and seen != "as_is" else None
             known |= {} if change is None else {f"change_{key}": value for key, value in (summarise(change) | {"p": p_value(change)}).items()}
             numbers.append({"model": role, "metric": metric, "seen": seen, **known})
             row[title] = written(known, metric) + ("" if change is None else f"; {p_written(known['change_p'])}")
@@ -220,7 +220,7 @@ def mirror(results: Results) -> Table:
 def trust(results: Results) -> Table:
     """May one trust a single answer? Calibration before and after scaling by one temperature, answers kept at a threshold, stage against age."""
     groups = results.roles()
-    asked = {ROLE_NAMES[role]: (runs, "test") for role, runs in groups.items()} | {"distilled student, both": (groups["student"], "both")}
+    asked = {ROLE_NAMES[role]: (runs, "as_is") for role, runs in groups.items()} | {"distilled student, both": (groups["student"], "both")}
     columns = {name: results.trusted(runs, seen) for name, (runs, seen) in asked.items()}
     seeds = shared_seeds([groups["student"], groups["baseline"]])
     pair = [results.trusted({seed: groups[role][seed] for seed in seeds}) for role in ("student", "baseline")]
@@ -245,8 +245,7 @@ def trust(results: Results) -> Table:
              f"lowest confidence from which on the target is met there by at least {LEAST_KEPT} images; without one all are referred to a person. "
              "–: no image kept or referred, or age unknown.",
              "AURC: share of wrong answers among the surest, mean over all numbers of answers kept. Rows below Brier score: scaled probabilities. "
-             "Student − plain network: paired. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it; here T "
-             "and thresholds come from one half of the held-out patients and all else from the other half, then in exchange; means of the two.")
+             "Student − plain network: paired. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it.")
     return Table("trust", "May one trust a single answer?", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
 
 

@@ -92,7 +92,7 @@ class Study:
         held_out = self.cohort.table.index[self.cohort.table["split"] != "train"].to_numpy()
         predictions = evaluate(net, self.store, self.cohort, held_out, config, self.device)
         test = predictions[predictions["split"] == "test"]
-        mirrored = evaluate(net, self.store, self.cohort, self.cohort.subset("test").index.to_numpy(), config, self.device, mirrored=True)
+        mirrored = evaluate(net, self.store, self.cohort, held_out, config, self.device, mirrored=True)
         record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
                   "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
         environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}

@@ -137,13 +137,6 @@ def expected_stage(table: pd.DataFrame, labels: tuple[int, ...], temperature: fl
 
 
 # --- all of it for one network -----------------------------------------------------------------------------------------------
-def halves(table: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A predictions table in two parts of equally many patients, drawn by `seed`."""
-    patients = np.sort(table["patient_id"].unique())
-    first = table["patient_id"].isin(np.random.default_rng([seed, 0x7A17]).permutation(patients)[:len(patients) // 2])
-    return table[first].reset_index(drop=True), table[~first].reset_index(drop=True)
-
-
 def sample(valid: pd.DataFrame, test: pd.DataFrame, labels: tuple[int, ...], ages: pd.DataFrame | None, bootstrap: int,
            seed: int = 0) -> dict[str, np.ndarray]:
     """name → (1 + bootstrap,) of a network's predictions tables, temperature and thresholds from `valid`, all else on `test`.
