@@ -227,8 +227,8 @@ def paint_scar(canvas: Canvas, path, fusion, clear, rng, spongy_hu: float) -> No
     shut = (_U >= 0.0) & (_U <= min(fusion.closed, 1.0)) & (_U > 0.03) & (_U < 0.97)
     kept = waver(rng, n, 2.5) > -1.9 + 1.2 * (1 - strength) + rng.uniform(0, 0.5)
     bright = rng.uniform(380, 640) * np.clip(0.85 + 0.35 * waver(rng, n, 2.0), 0, 1.3)
-    dark = rng.uniform(0.85, 1.1) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
-    lines = {"bright": ((bright, rng.uniform(1.1, 1.7)),), "dark": ((dark, rng.uniform(1.0, 1.4)),),
+    dark = rng.uniform(0.5, 0.8) * (CARTILAGE - spongy_hu) * np.clip(0.9 + 0.3 * waver(rng, n, 2.0), 0, 1.1)
+    lines = {"bright": ((bright, rng.uniform(1.1, 1.7)),), "dark": ((dark, rng.uniform(0.7, 1.1)),),
              "both": ((bright, rng.uniform(1.6, 2.4)), (dark, rng.uniform(0.4, 0.6)))}[str(kind)]
     for tone, width in lines:
         change = tone * strength * clear
