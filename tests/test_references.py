@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from references.cases import ALPHA, NETWORKS, TEMPERATURES, digest, digest_of_network, logits, network, picture, targets
+from references.cases import ALPHA, NETWORKS, TARGETS, TEMPERATURES, digest, digest_of_network, logits, network, picture
 
 from sos.method.cam import class_score, explain, grad_cam
 from sos.method.losses import distillation_kl
@@ -72,7 +72,7 @@ def error(cam: torch.Tensor, theirs: list) -> float:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_explain_equals_grad_cam_of_the_margin(name):
-    _, cam = explain(network(name), picture(name), targets(name))
+    _, cam = explain(network(name), picture(name), TARGETS)
     assert error(cam, GRAD_CAM[name]["margin"]) < 1e-5
     assert error(cam, GRAD_CAM[name]["logit"]) > 0.01  # the two scores have different maps
 
@@ -80,6 +80,6 @@ def test_explain_equals_grad_cam_of_the_margin(name):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("score", ["logit", "margin"])
 def test_grad_cam_equals_theirs_for_either_score(name, score):
-    look, target = network(name).look(picture(name)), targets(name)
+    look, target = network(name).look(picture(name)), TARGETS
     asked = class_score(look.logits, target) if score == "margin" else look.logits.gather(1, target[:, None])[:, 0]
     assert error(grad_cam(look.features, asked), GRAD_CAM[name][score]) < 1e-5

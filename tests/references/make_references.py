@@ -1,6 +1,6 @@
 """Writes what two published libraries make of our inputs; `tests/test_references.py` holds our own functions against it.
 
-    pip install --target PEERS --no-deps grad-cam==1.5.7 torchdistill==1.1.4 ttach==0.0.3 opencv-python-headless
+    pip install --target PEERS --no-deps grad-cam==1.5.7 torchdistill==1.1.4 ttach==0.0.3 opencv-python-headless==5.0.0.93
     PYTHONPATH=PEERS:. python tests/references/make_references.py
 
 in an environment made from requirements.lock, from the top of the checkout. The two libraries are no dependency of this project: they stand
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import ALPHA, NETWORKS, TEMPERATURES, digest, digest_of_network, logits, network, picture, targets
+from cases import ALPHA, NETWORKS, TARGETS, TEMPERATURES, digest, digest_of_network, logits, network, picture
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchdistill.losses.mid_level import KDLoss
@@ -55,7 +55,7 @@ def rounded(values: np.ndarray) -> list:
 
 def grad_cam_maps(name: str) -> dict:
     """Maps (3, 6, 8) of one network for both scores. Raises ValueError for an empty map, which would compare nothing."""
-    net, x, target = network(name), picture(name), targets(name).tolist()
+    net, x, target = network(name), picture(name), TARGETS.tolist()
     maps = {}
     for score, kind in (("logit", ClassifierOutputTarget), ("margin", Margin)):
         with KeepingGradCAM(net, [net.body]) as cam:
