@@ -42,6 +42,15 @@ def test_grad_cam_of_a_linear_head_has_a_closed_form():
     assert (cam >= 0).all() and (cam > 0).any()
 
 
+def test_weights_of_grad_cam_are_means_over_positions_where_the_gradient_differs_between_them():
+    """Under our head it is the same everywhere, so that Grad-CAM and HiResCAM (gradient times feature, cell by cell) have one map."""
+    features, gradient = noise(2, 4, 3, 5).requires_grad_(), noise(2, 4, 3, 5, seed=1)
+    cam = grad_cam(features, (gradient * features).sum((1, 2, 3)))
+    expected = torch.relu(torch.einsum("bc,bchw->bhw", gradient.mean((2, 3)), features))
+    assert torch.allclose(cam, expected, atol=1e-6) and expected.max() > 0
+    assert not torch.allclose(cam, torch.relu((gradient * features).sum(1)), atol=0.1)
+
+
 @pytest.mark.parametrize("target", [None, torch.tensor([3, 3])])
 def test_explain_equals_grad_cam_made_with_hooks_and_backward(net, target):
     x = noise(2, 1, 64, 64, seed=1)
