@@ -1,9 +1,11 @@
 """Grad-CAM against a closed form and against hooks and `backward` on a real network; heat maps put in their place, mass and all."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
 
 from sos.config import RunConfig
 from sos.method.cam import box_mask, class_score, enlarge, explain, grad_cam, paste, peak, unit_mass
@@ -38,6 +40,15 @@ def test_grad_cam_of_a_linear_head_has_a_closed_form():
     alpha = (weight[target] - weight.mean(0)) / (4 * 6)  # the mean of 24 spatial logits: each position has the gradient w / 24
     assert torch.allclose(cam, torch.relu(torch.einsum("bc,bchw->bhw", alpha, features)), atol=1e-7)
     assert (cam >= 0).all() and (cam > 0).any()
+
+
+def test_weights_of_grad_cam_are_means_over_positions_where_the_gradient_differs_between_them():
+    """Under our head it is the same everywhere, so that Grad-CAM and HiResCAM (gradient times feature, cell by cell) have one map."""
+    features, gradient = noise(2, 4, 3, 5).requires_grad_(), noise(2, 4, 3, 5, seed=1)
+    cam = grad_cam(features, (gradient * features).sum((1, 2, 3)))
+    expected = torch.relu(torch.einsum("bc,bchw->bhw", gradient.mean((2, 3)), features))
+    assert torch.allclose(cam, expected, atol=1e-6) and expected.max() > 0
+    assert not torch.allclose(cam, torch.relu((gradient * features).sum(1)), atol=0.1)
 
 
 @pytest.mark.parametrize("target", [None, torch.tensor([3, 3])])
@@ -223,3 +234,16 @@ def test_paste_of_the_whole_frame_on_its_own_grid_keeps_a_ramp():
     placed = paste(ramp, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 16)
     assert torch.allclose(placed[:, 1:-1, 1:-1], ramp[:, 1:-1, 1:-1], atol=1e-4)
     assert (placed - ramp).abs().max() < 0.5  # there is nothing to interpolate with beyond the frame
+
+
+@pytest.mark.parametrize("window", [(0.31, 0.52, 0.61, 0.93), (-0.2, 0.4, 0.55, 0.7), (0.6, -0.1, 1.3, 1.2)])
+def test_paste_equals_scipys_bilinear_interpolation_on_the_finer_grid(window):
+    cam = noise(1, 5, 7).abs().double()
+    x0, y0, x1, y1 = window
+    at = (np.arange(12 * 8) + 0.5) / (12 * 8)
+    u, v = (at - x0) / (x1 - x0), (at - y0) / (y1 - y0)
+    cells = np.meshgrid(v * 5 - 0.5, u * 7 - 0.5, indexing="ij")
+    inside = np.outer((v >= 0) & (v <= 1), (u >= 0) & (u <= 1))
+    expected = (map_coordinates(cam[0].numpy(), cells, order=1, mode="nearest") * inside).reshape(12, 8, 12, 8).mean((1, 3))
+    placed = paste(cam, torch.tensor([window]).double(), 12)
+    assert torch.allclose(placed[0], torch.from_numpy(expected), atol=1e-5)  # steps of the grid are float32

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.progress import Learner  # the module patches no_bar into Learner
 from fastai.data.core import DataLoaders
+from fastai.optimizer import SGD
 from torch import nn
 
 from sos.cohort.views import PixelStore, ViewLoader
@@ -14,7 +15,7 @@ from sos.config import ATTENTION_DISTANCES, EVIDENCES, RunConfig
 from sos.method.cam import class_score, explain, grad_cam, paste
 from sos.method.distill import TERMS, Distillation, distillation_terms
 from sos.method.losses import attention_distance, spatial_distillation
-from sos.method.models import build
+from sos.method.models import Look, build
 
 CONFIG = RunConfig(role="student", backbone="resnet18_half", output_stride=16, frame_px=64, batch_size=4, dropout=0.0, w_cls=1.0,
                    w_dist=0.5, w_attn=2.0, lr=1e-3, precision="fp32")
@@ -81,6 +82,57 @@ def test_gradient_through_grad_cam_is_that_of_finite_differences():
 
     inputs = [noise(*shape, seed=i).double().requires_grad_() for i, shape in enumerate([(2, 6, 4, 4), (3, 6, 1, 1), (3,)])]
     assert torch.autograd.gradcheck(cam, inputs)
+
+
+@pytest.mark.parametrize(("term", "setting"), [*(("L_dist", {"evidence": name}) for name in EVIDENCES),
+                                              *(("L_attn", {"attn_distance": name}) for name in ATTENTION_DISTANCES)])
+def test_gradient_of_a_term_is_that_of_finite_differences(term, setting):
+    """From the loss through alignment, Grad-CAM and its weights to the student's features, which its backbone made, and to its head."""
+    config = CONFIG.with_(**setting)
+    spatial = noise(2, 5, 4, 4, seed=3).double()
+    teacher, teacher_cam = Look(spatial, spatial, spatial.mean((2, 3))), noise(2, 4, 4, seed=4).abs().double()
+
+    def loss(features, weight, bias):
+        spatial = F.conv2d(features, weight, bias)
+        look = Look(features, spatial, spatial.mean((2, 3)))
+        return distillation_terms(look, teacher, teacher_cam, WINDOW[:2].double(), TARGET[:2], config)[term]
+
+    inputs = [noise(*shape, seed=i).double().requires_grad_() for i, shape in enumerate([(2, 6, 8, 8), (5, 6, 1, 1), (5,)])]
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+def without_edges(net):
+    """The network with every padding made circular, so that it cannot know where the frame begins."""
+    for module in list(net.modules()):
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                setattr(module, name, nn.Sequential(nn.CircularPad2d(child.padding), nn.MaxPool2d(child.kernel_size, child.stride)))
+    return net
+
+
+def test_nothing_changes_when_image_and_window_move_together_by_whole_strides(networks):
+    student, teacher = without_edges(network(0).eval()), networks[1]
+    frame, x, y = noise(2, 1, 128, 128, seed=7), 32, -16  # pixels; the stride is 16
+    frame[0, :, 50:86, 38:86] += 2
+    box = torch.tensor([[38, 50, 86, 86], [44, 40, 76, 90]])
+    found = []
+    for moved, place in ((frame, box), (frame.roll((y, x), (2, 3)), box + torch.tensor([x, y, x, y]))):
+        student.zero_grad(set_to_none=True)
+        pictures = [F.interpolate(moved[i:i + 1, :, y0:y1, x0:x1], (64, 64)) for i, (x0, y0, x1, y1) in enumerate(place.tolist())]
+        seen, cam = explain(teacher, torch.cat(pictures), TARGET[:2])
+        look = student.look(moved)
+        terms = distillation_terms(look, seen, cam, place / 128, TARGET[:2], CONFIG)
+        sum(terms.values()).backward()
+        found.append((look, terms, [weight.grad for weight in student.parameters()]))
+    (still, still_terms, still_gradient), (moved, moved_terms, moved_gradient) = found
+    assert torch.allclose(moved.features, still.features.roll((y // 16, x // 16), (2, 3)), atol=1e-4)
+    assert torch.allclose(moved.logits, still.logits, atol=1e-5)
+    for name in TERMS:
+        assert moved_terms[name].item() == pytest.approx(still_terms[name].item(), rel=1e-4), name
+    for ours, theirs in zip(moved_gradient, still_gradient, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-3 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("off", TERMS)
@@ -192,6 +244,19 @@ def test_training_loss_is_the_weighted_sum_of_the_terms(trained):
         assert tuple(row) == TERMS and all(value > 0 for value in row.values())
         total = CONFIG.w_cls * row["L_cls"] + CONFIG.w_dist * row["L_dist"] + CONFIG.w_attn * row["L_attn"]
         assert len(losses) == 2 and np.mean(losses) == pytest.approx(total, rel=1e-4)
+
+
+def test_the_callback_takes_its_terms_from_the_pictures_windows_and_labels_of_its_batches():
+    student, teacher = network(0), network(1)
+    learn = learner(student, opt_func=SGD)
+    with Distillation(student, teacher, CONFIG) as distillation, learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.0, cbs=distillation)  # nothing is learnt
+    student, teacher = network(0).train(), network(1).eval()
+    rows = []
+    for frame, picture, window, target in views(True):
+        seen, cam = explain(teacher, picture, target)
+        rows.append([term.item() for term in distillation_terms(student.look(frame), seen, cam, window, target, CONFIG).values()])
+    assert list(distillation.history[0].values()) == pytest.approx(np.mean(rows, 0), rel=1e-4)
 
 
 def test_validation_loss_is_plain_cross_entropy(trained):

@@ -1,4 +1,5 @@
-"""The house keeps its rules: environment files agree, rooms import downward, notebooks are laid out alike, `run_all.sh` speaks plainly."""
+"""The house keeps its rules: environment files agree, rooms import downward, mutations fit the code, notebooks are laid out alike,
+`run_all.sh` speaks plainly."""
 
 import ast
 import json
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import mutations
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -21,6 +23,7 @@ DEPENDENCIES = [Requirement(text) for text in tomllib.loads(PROJECT)["project"][
 GIVEN = {"jupyterlab", "papermill", "torch", "torchvision", "fastai", "pydicom", "seaborn", "nbval", "pytest"}
 MODULES = {"sklearn": "scikit-learn", "PIL": "pillow", "xdist": "pytest-xdist", "openjpeg": "pylibjpeg-openjpeg",
            "jpeg_ls": "pyjpegls"}
+PEERS = {"pytorch_grad_cam": "grad-cam", "torchdistill": "torchdistill"}  # they made tests/references, and nothing else knows them
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 GROUND = {"stages", "config", "errors", "files"}
@@ -82,9 +85,15 @@ def test_direct_dependencies_are_the_given_list_and_others_with_a_reason():
 def test_everything_imported_is_a_direct_dependency():
     names = {canonicalize_name(wanted.name) for wanted in DEPENDENCIES} | {"sos"}
     for path in [*PACKAGE.rglob("*.py"), *(REPOSITORY / "tests").rglob("*.py")]:
-        for module in {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names:
-            local = path.parent / f"{module}.py"
-            assert canonicalize_name(MODULES.get(module, module)) in names or local.is_file(), f"{path.name} imports {module}"
+        peers = PEERS if path.parent.name == "references" else {}
+        for module in {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names - set(peers):
+            local = (path.parent / f"{module}.py").is_file() or (path.parent / module).is_dir()
+            assert canonicalize_name(MODULES.get(module, module)) in names or local, f"{path.name} imports {module}"
+
+
+def test_peers_that_made_the_references_are_no_dependencies():
+    names = {canonicalize_name(wanted.name) for wanted in DEPENDENCIES} | set(lock())
+    assert not names & set(PEERS.values())
 
 
 def test_conda_environment_is_thin_and_uses_the_lock():
@@ -173,6 +182,16 @@ class TestNotebook:
     def test_every_code_cell_is_whole_python(self, path):
         for cell in cells(path, "code"):
             ast.parse(re.sub(r"^[%!].*$", "pass", cell["source"], flags=re.MULTILINE))
+
+
+# ---- the mutations of the method -----------------------------------------------------------------------------------
+
+
+def test_every_mutation_still_fits_the_code():
+    assert len({mutant.name for mutant in mutations.MUTANTS}) == len(mutations.MUTANTS) > 60
+    for mutant in mutations.MUTANTS:
+        text = (REPOSITORY / mutations.METHOD / mutant.file).read_text(encoding="utf-8")
+        ast.parse(mutant.applied(text))
 
 
 # ---- run_all.sh ----------------------------------------------------------------------------------------------------

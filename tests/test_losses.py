@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import map_coordinates
 from scipy.spatial.distance import cosine
 from scipy.special import softmax
 from scipy.stats import entropy
@@ -65,6 +66,21 @@ def test_t_squared_keeps_the_gradient_of_small_logits_the_same_at_any_temperatur
     assert sizes == pytest.approx([sizes[0]] * 4, rel=0.05)
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (2, 5, 3, 4)])
+def test_kl_at_high_temperature_is_half_the_mean_square_of_the_difference_of_centred_logits(shape):
+    """T² KL → Σ_c (s_c - t_c)² / 2k for logits less their mean over the k stages, and its gradient → (s_c - t_c) / k; both miss it by O(1/T)."""
+    student, teacher = noise(*shape, seed=1).double().requires_grad_(), noise(*shape, seed=2).double()
+    difference = (student - student.mean(1, keepdim=True) - teacher + teacher.mean(1, keepdim=True)).detach()
+    limit, limit_of_gradient = (difference**2).mean() / 2, difference / difference.numel()
+    misses = []
+    for temperature in (1e2, 1e3, 1e4):
+        loss = distillation_kl(student, teacher, temperature)
+        (gradient,) = torch.autograd.grad(loss, student)
+        misses.append([abs(loss.item() / limit.item() - 1), float((gradient - limit_of_gradient).norm() / limit_of_gradient.norm())])
+    assert np.max(misses[-1]) < 1e-3
+    assert np.divide(misses[:-1], misses[1:]) == pytest.approx(np.full((2, 2), 10), rel=0.1)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_gradient_of_kl_is_t_times_the_difference_of_softened_probabilities(temperature):
     student, teacher = noise(3, 5, seed=3).requires_grad_(), noise(3, 5, seed=4)
@@ -91,6 +107,46 @@ def test_align_reads_a_linear_ramp_exactly_wherever_the_window_stands(window, gr
     y = y0 + (y1 - y0) * (torch.arange(grid[0]) + 0.5) / grid[0]
     assert seen.shape == (1, 1, *grid)
     assert torch.allclose(seen[0, 0], 2 * x[None, :] - 5 * y[:, None], atol=1e-5)
+
+
+def ramp_at(window, grid):
+    """The ramp 2x - 5y in the middle of each cell of a window's `grid`."""
+    x0, y0, x1, y1 = window
+    x, y = (low + (high - low) * (torch.arange(n).double() + 0.5) / n for low, high, n in ((x0, x1, grid[1]), (y0, y1, grid[0])))
+    return 2 * x[None, :] - 5 * y[:, None]
+
+
+def samples(low, high, cells, size):
+    """Where RoIAlign looks along one axis, in cells of the map from the middle of the first: two points in each of `cells` bins."""
+    return (low + (high - low) * (np.arange(2 * cells) + 0.5) / (2 * cells)) * size - 0.5
+
+
+BEYOND = [(-0.2, 0.3, 0.45, 0.7), (0.6, -0.35, 1.15, 0.4), (0.5, 0.7, 0.8, 1.4), (-0.3, -0.1, 1.2, 1.25)]  # windows over each edge
+
+
+@pytest.mark.parametrize("window", BEYOND)
+def test_align_reads_a_ramp_exactly_also_in_windows_that_reach_beyond_the_frame(window):
+    """Exactly between the middles of the map's outermost cells; their value then goes on to half a cell beyond the frame, and zero from there."""
+    x, y = samples(window[0], window[2], 6, 12), samples(window[1], window[3], 4, 16)
+    here = np.outer((y >= -1) & (y <= 16), (x >= -1) & (x <= 12))
+    values = 2 * ((x.clip(0, 11) + 0.5) / 12)[None] - 5 * ((y.clip(0, 15) + 0.5) / 16)[:, None]
+    expected = torch.from_numpy((values * here).reshape(4, 2, 6, 2).mean((1, 3)))
+    seen = align(ramp(16, 12, 2.0, -5.0).double(), torch.tensor([window]).double(), (4, 6))[0, 0]
+    assert torch.allclose(seen, expected, atol=1e-6)
+    assert not here.all() and here.any()
+    cells = np.outer(*(((at >= 0) & (at <= size - 1)).reshape(-1, 2).all(1) for at, size in ((y, 16), (x, 12))))
+    plain = ramp_at(window, (4, 6))
+    assert cells.any() and torch.allclose(seen[cells], plain[cells], atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(0.1, 0.2, 0.85, 0.6), (0.0, 0.0, 1.0, 1.0), *BEYOND])
+def test_align_equals_the_mean_of_scipys_bilinear_samples_on_any_map(window):
+    spatial = noise(1, 2, 7, 9).double()
+    at = np.meshgrid(samples(window[1], window[3], 3, 7), samples(window[0], window[2], 5, 9), indexing="ij")
+    here = (at[0] >= -1) & (at[0] <= 7) & (at[1] >= -1) & (at[1] <= 9)
+    expected = [(map_coordinates(channel, at, order=1, mode="nearest") * here).reshape(3, 2, 5, 2).mean((1, 3)) for channel in spatial[0].numpy()]
+    seen = align(spatial, torch.tensor([window]).double(), (3, 5))
+    assert torch.allclose(seen[0], torch.from_numpy(np.stack(expected)), atol=1e-6)
 
 
 def test_align_of_a_moved_picture_in_a_moved_window_is_the_same():
@@ -168,6 +224,13 @@ class TestAttentionDistance:
         cam = noise(3, 6, 6).abs()
         assert attention_distance(cam, cam, distance).abs() < 1e-5
         assert attention_distance(50 * cam, cam, distance).abs() < 1e-4
+
+    def test_of_equal_maps_has_no_gradient(self, distance):
+        cam = noise(3, 6, 6).abs().double().requires_grad_()
+        attention_distance(cam, cam.detach(), distance).backward()
+        assert cam.grad.abs().max() < 1e-9
+        attention_distance(cam, cam.detach().flip(1), distance).backward()
+        assert cam.grad.abs().max() > 1e-4
 
     def test_grows_as_the_student_looks_away(self, distance):
         at = torch.arange(16).float()
