@@ -14,6 +14,7 @@ from functools import wraps
 from pathlib import Path
 
 from sos.phantom import export, write
+from sos.phantom.difficulty import Difficulty
 
 
 def timed(spent, name, function):
@@ -39,7 +40,7 @@ def shares(folder: Path, seed: int, sample: int) -> dict[str, list[float]]:
     try:
         one = timed(spent, "all", write.write_patient)
         for index in range(sample):
-            one((folder, seed, index))
+            one((folder, seed, index, Difficulty()))
     finally:
         for name, function in before.items():
             setattr(write, name, function)
