@@ -163,7 +163,7 @@ class Road:
 
         folder = self.root / "cohort"
         if name in record.steps and record.broken(name):
-            (folder / "cohort.json").unlink(missing_ok=True)  # its presence says that all files beside it are whole
+            (folder / "cohort.json").unlink(missing_ok=True)  # without it every file is made anew
         manifest = write_cohort(folder, self.profile.patients, self.profile.cohort_seed, progress=sys.stderr.isatty())
         return [manifest, folder / "cohort.json", *(folder / "images").glob("*"), *(folder / "masks").glob("*")]
 

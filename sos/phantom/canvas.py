@@ -213,12 +213,6 @@ def _bell(length: float) -> np.ndarray:
     return kernel / np.sqrt((kernel**2).sum())
 
 
-def smooth_field(rng, shape, pixels) -> np.ndarray:
-    """Smooth Gaussian field (h, w) float32 with about unit variance and a correlation length of about `pixels`."""
-    small = rng.standard_normal((shape[0] // pixels + 3, shape[1] // pixels + 3)).astype(np.float32)
-    return np.asarray(Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)) * np.float32(1.25)
-
-
 _SHEETS: dict[float, np.ndarray] = {}
 _SHEET_SIZE = 600  # pixels; periodic, laid twice in both directions
 

@@ -212,8 +212,8 @@ def mirror(results: Results) -> Table:
             known |= {} if change is None else {f"change_{key}": value for key, value in (summarise(change) | {"p": p_value(change)}).items()}
             numbers.append({"model": role, "metric": metric, "seen": seen, **known})
             row[title] = written(known, metric) + ("" if change is None else f"; {p_written(known['change_p'])}")
-    notes = (_who(results) + f" Training mirrored an image with a probability of {results.profile.student.flip:g}. p: against the images as they "
-             "are, paired.", "Both: probabilities for an image and for its mirror image averaged, which is how `sos predict` reads an image.")
+    flips = ", ".join(f"{name} {getattr(results.profile, role).flip:g}" for role, name in ROLE_NAMES.items())
+    notes = (_who(results) + f" Probability that training mirrored an image: {flips}. p: against the images as they are, paired.", "Both: probabilities for an image and for its mirror image averaged, which is how `sos predict` reads an image.")
     return Table("mirror", "Mirror images of the held-out images", pd.DataFrame(numbers), _rows(shown, "model"), notes)
 
 
