@@ -272,8 +272,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     deadline = float("inf")
     if args.stop_after is not None:
-        deadline = start + 60 * args.stop_after
-        os.environ["SOS_DEADLINE"] = f"{deadline:.0f}"
+        deadline = round(start + 60 * args.stop_after)  # whole seconds, the same for the road and for the trainings in its notebooks
+        os.environ["SOS_DEADLINE"] = str(deadline)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in ("papermill", "asyncio"):  # what ends a notebook is told below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
