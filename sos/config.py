@@ -16,6 +16,7 @@ from pathlib import Path
 from .errors import ConfigError
 
 ROLES = ("teacher", "baseline", "student")
+MODELS = (*ROLES, "zoom")  # main models of a profile: one of each role, and a student that looks twice
 BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
@@ -44,9 +45,9 @@ def _check_types(config) -> None:
 
 
 _RANGES = (
-    (("epochs", "batch_size", "frame_px", "window_px"), lambda value: value >= 1, "at least 1"),
+    (("epochs", "batch_size", "frame_px", "window_px", "glance_px"), lambda value: value >= 1, "at least 1"),
     (("lr", "temperature", "window_scale"), lambda value: 0 < value < math.inf, "above 0"),
-    (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn"),
+    (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn", "w_aim"),
      lambda value: 0 <= value < math.inf, "0 or above"),
     (("flip",), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
     (("dropout",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -65,6 +66,9 @@ class RunConfig:
     output_stride: int = 16  # pixels of input a cell of the last feature map: 32 is cheaper, but then the joint is one cell of a frame
     pretrained: bool = False  # ImageNet weights through torchvision; needs the network once, so never the default
     dropout: float = 0.0  # on the features before the classifier
+    looks: int = 1  # 1: as in the paper; 2, not for teachers: a glance at the reduced frame aims a window, which is then seen closely, see zoom
+    glance_px: int = 96  # side of the reduced frame at the first of two looks; the second has window_px
+    aim_gradient: bool = False  # whether the losses of the second look move the window too; without L_aim they alone teach where to look
 
     # pictures
     frame_px: int = 192  # side of the square full image that baseline and student see
@@ -96,19 +100,24 @@ class RunConfig:
     attn_distance: str = "kl"  # one of ATTENTION_DISTANCES: the paper names none; KL compares the maps as distributions over places
     evidence: str = "share"  # one of EVIDENCES: how the student's spatial logits are scaled before they are compared, see losses
     cam_target: str = "label"  # whose class both Grad-CAMs explain in training: the reader's label, or the teacher's decision
+    w_aim: float = 1.0  # of L_aim, own window against the teacher's; only for a student that looks twice
     student_init: str = "scratch"  # or teacher: begin from the teacher's weights (same backbone only)
 
     def __post_init__(self):
         _check_types(self)
         for name, allowed in (("role", ROLES), ("backbone", BACKBONES), ("attn_distance", ATTENTION_DISTANCES), ("cam_target", CAM_TARGETS),
                               ("evidence", EVIDENCES),
-                              ("student_init", STUDENT_INITS), ("precision", PRECISIONS), ("output_stride", (16, 32))):
+                              ("student_init", STUDENT_INITS), ("precision", PRECISIONS), ("output_stride", (16, 32)), ("looks", (1, 2))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
         for names, right, words in _RANGES:
             for name in names:
                 if not right(getattr(self, name)):
                     raise ConfigError(f"{name} = {getattr(self, name)} must be {words}")
+        if self.role == "teacher" and self.looks > 1:
+            raise ConfigError("looks = 2: a teacher is shown its window; only baseline and student can look twice")
+        if self.looks > 1 and not self.aim_gradient and (self.role == "baseline" or self.w_aim == 0):
+            raise ConfigError("looks = 2 without L_aim: nothing would teach where to look; set aim_gradient=true, or w_aim above 0 for a student")
         if self.role == "student" and self.w_cls == self.w_dist == self.w_attn == 0:
             raise ConfigError("all weights of the student's loss are 0; give w_cls, w_dist or w_attn a positive value")
 
@@ -116,15 +125,17 @@ class RunConfig:
         """What this run depends on: fields that its role does not use are left out, so that changing them leaves the run as it is."""
         values = asdict(self)
         window = ("window_px", "window_scale")  # a student learns from its teacher's own window
-        unused = {"teacher": (*_DISTILLATION, "frame_px"), "baseline": (*_DISTILLATION, *window), "student": window}
-        return {key: value for key, value in values.items() if key not in unused[self.role]}
+        twice = ("looks", "glance_px", "aim_gradient", "w_aim")
+        unused = {"teacher": (*_DISTILLATION, "frame_px"), "baseline": (*_DISTILLATION, *window), "student": window}[self.role]
+        unused = {*unused, *twice} if self.looks == 1 else set(unused) - {"window_px"}
+        return {key: value for key, value in values.items() if key not in unused}
 
     def with_(self, **changes) -> "RunConfig":
         """A copy with `changes`. Raises ConfigError for an unknown name, with the nearest known one."""
         return replace(self, **_known(RunConfig, changes))
 
 
-_DISTILLATION = ("w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init")
+_DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init")
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ class Profile:
     teacher: RunConfig
     baseline: RunConfig
     student: RunConfig
+    zoom: RunConfig  # a student that looks twice
     scheme: str = "bassed5"
     valid_share: float = 0.10
     test_share: float = 0.25
@@ -149,11 +161,11 @@ class Profile:
     difficulties: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)  # of fresh virtual patients on whom the trained networks are tested
     difficulty_patients: int = 500  # of them, the same people at each difficulty
 
-    def run(self, role: str, seed: int | None = None) -> RunConfig:
-        """The main run of `role` with `seed` (the profile's first where None)."""
-        if role not in ROLES:
-            raise ConfigError(f"no role '{role}'; known: {', '.join(ROLES)}")
-        return getattr(self, role).with_(seed=self.seeds[0] if seed is None else seed)
+    def run(self, model: str, seed: int | None = None) -> RunConfig:
+        """The main run of `model` with `seed` (the profile's first where None)."""
+        if model not in MODELS:
+            raise ConfigError(f"no model '{model}'; known: {', '.join(MODELS)}")
+        return getattr(self, model).with_(seed=self.seeds[0] if seed is None else seed)
 
     def ablations(self) -> dict[str, list[RunConfig]]:
         """Rows of the ablation table: every subset of the three terms, then temperatures; each with one run a seed.
@@ -179,15 +191,18 @@ class Profile:
     def resolved(self) -> dict:
         """Every number of the profile, as saved beside its results."""
         values = asdict(self)
-        for role in ROLES:
-            values[role] = getattr(self, role).resolved()
+        for model in MODELS:
+            values[model] = getattr(self, model).resolved()
         return values
 
 
-def _profile(name, *, common, teacher=None, baseline=None, student=None, **rest) -> Profile:
+def _profile(name, *, common, teacher=None, baseline=None, student=None, zoom=None, **rest) -> Profile:
     common = RunConfig(**common)
-    return Profile(name=name, teacher=common.with_(role="teacher", **(teacher or {})), baseline=common.with_(role="baseline", **(baseline or {})),
-                   student=common.with_(role="student", **(student or {})), **rest)
+    teacher = common.with_(role="teacher", **(teacher or {}))
+    # the second look sees what a teacher sees, so it learns as the teacher did, from where the teacher ended
+    twice = teacher.with_(**{"role": "student", "looks": 2, "student_init": "teacher", **(zoom or {})})
+    return Profile(name=name, teacher=teacher, baseline=common.with_(role="baseline", **(baseline or {})),
+                   student=common.with_(role="student", **(student or {})), zoom=twice, **rest)
 
 
 PROFILES = {
@@ -196,18 +211,20 @@ PROFILES = {
         # minutes on two cores: shows that everything runs; its figures mean nothing
         _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, temperatures=(1.0, 3.0), native_px=512,
                  difficulties=(0.0, 1.0, 2.0), difficulty_patients=24,
-                 common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16)),
+                 common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16), zoom=dict(frame_px=192, glance_px=64)),
         # at most 20 minutes on two cores: shows the effects
         _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
                  difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
                  # few epochs: on whole images small batches, for more steps, and little variation beside that of patients and scanners;
                  # on crops, which are learned by heart soon, more of it
                  common=dict(frame_px=192, window_px=96, epochs=12, batch_size=8, lr=1e-3, flip=0.0, rotate_deg=4.0, zoom=0.05, shift=0.03),
-                 teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06)),
+                 teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
+                 zoom=dict(epochs=6, frame_px=384, glance_px=96)),
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024,
-                 common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3)),
+                 common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3),
+                 zoom=dict(epochs=24, frame_px=896, glance_px=224)),
     )
 }
 

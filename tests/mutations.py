@@ -25,7 +25,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METHOD = Path("sos", "method")
-TESTS = ("test_losses.py", "test_cam.py", "test_references.py", "test_distill.py")
+TESTS = ("test_losses.py", "test_cam.py", "test_zoom.py", "test_references.py", "test_distill.py")
 HEAVY = ("torch", "torchvision", "fastai.vision.all", "scipy.stats", "hypothesis.strategies")  # imported once, before the processes fork
 LIMIT_S = 300  # of the tests of one mutant
 
@@ -92,8 +92,8 @@ MUTANTS = [Mutant(*row) for row in (
     ("Grad-CAM: features without graph", "cam.py", "F.relu((alpha * features)", "F.relu((alpha * features.detach())"),
     ("score: bare logit", "cam.py", "[:, 0] - logits.mean(1)", "[:, 0]"),
     ("score: probability", "cam.py", "return logits.gather", "logits = logits.softmax(1)\n    return logits.gather"),
-    ("explain: map not detached", "cam.py", "look)), cam.detach()", "look)), cam"),
-    ("explain: look not detached", "cam.py", "part.detach() for part", "part for part"),
+    ("explain: map not detached", "cam.py", "class_score(look.logits, target)).detach()\n", "class_score(look.logits, target))\n"),
+    ("explain: look not detached", "cam.py", "look.spatial.detach(), look.logits.detach()", "look.spatial, look.logits"),
     ("explain: the least likely stage", "cam.py", "look.logits.argmax(1) if target", "look.logits.argmin(1) if target"),
     ("explain: target ignored", "cam.py", "look.logits.argmax(1) if target is None else target", "look.logits.argmax(1)"),
     ("unit mass: floor dropped", "cam.py", "cam + floor * cam.mean((1, 2), keepdim=True)", "cam"),
@@ -129,6 +129,22 @@ MUTANTS = [Mutant(*row) for row in (
     ("callback: teacher sees the frame", "distill.py", "explain(self.teacher, self.window_picture,", "explain(self.teacher, self.learn.xb[0],"),
     ("callback: student explains itself", "distill.py", "explain(self.teacher, self.window_picture,", "explain(self.student, self.window_picture,"),
     ("callback: validation distilled too", "distill.py", "run_valid = False", "run_valid = True"),
+    # the student that looks twice
+    ("L_dist: own window taken for the frame", "losses.py", "window if student.window is None else within(window, student.window.detach())", "window"),
+    ("within: not in sides", "losses.py", "[(window[:, :2] - corner) / side", "[(window[:, :2] - corner)"),
+    ("explain: own window's map over the whole picture", "cam.py", "cam if window is None else paste(cam, window, PICTURE)",
+     "cam if window is None else enlarge(cam, PICTURE)"),
+    ("L_aim: sign flipped", "zoom.py", "return F.smooth_l1_loss", "return -F.smooth_l1_loss"),
+    ("L_aim: centres in frames", "zoom.py", "(centre - centre_o) / side_o", "(centre - centre_o)"),
+    ("L_aim: own sides", "zoom.py", "(centre - centre_o) / side_o", "(centre - centre_o) / side"),
+    ("aim: x and y exchanged", "zoom.py", ".flip(1)  # (h·w, 2) x, y", ""),
+    ("aim: corners in place of the cells' centres", "zoom.py", "torch.arange(height, device=features.device) + 0.5)", "torch.arange(height, device=features.device))"),
+    ("gaze: half a pixel off", "zoom.py", "(torch.arange(size_px, device=x.device) + 0.5)", "torch.arange(size_px, device=x.device)"),
+    ("gaze: stage moves the window unasked", "zoom.py", "window if self.aim_gradient else window.detach()", "window"),
+    ("gaze: at the whole frame", "zoom.py", "half, middle = (window[:, 2:] - window[:, :2])", "half, middle = 1 + 0 * (window[:, 2:] - window[:, :2])"),
+    ("terms: L_aim left out", "distill.py", "    if student.window is not None:\n        terms", "    if False:\n        terms"),
+    ("terms: L_attn moves the window", "distill.py", "student.window if student.window is None else student.window.detach()", "student.window"),
+    ("callback: own window not handed on", "distill.py", "self.aimed.stored if self.aimed else None", "None"),
 )]
 
 

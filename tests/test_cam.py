@@ -80,7 +80,7 @@ def test_explain_leaves_no_trace(net, training):
     with torch.no_grad():  # also where the caller forbids gradients
         look, cam = explain(net, noise(2, 1, 32, 32))
     assert net.training is training
-    assert not cam.requires_grad and not any(part.requires_grad for part in look)
+    assert not cam.requires_grad and not any(part.requires_grad for part in look if part is not None)
     assert all(weight.grad is None for weight in net.parameters())
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
     assert not net.body._forward_hooks and not net.head._forward_hooks

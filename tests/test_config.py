@@ -114,18 +114,22 @@ def test_a_config_cannot_be_changed_in_place():
     assert given.with_(lr=0.5).lr == 0.5 and given == RunConfig()
 
 
-USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px"},
-           "student": {"frame_px", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init"}}
+OF_TWO_LOOKS = {"glance_px", "aim_gradient", "w_aim"}  # used where looks = 2, see test_zoom
+USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px", "looks"},
+           "student": {"frame_px", "looks", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init"}}
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_resolved_leaves_out_what_the_role_does_not_use(role):
     base = RunConfig(role=role)
-    special = set().union(*USED_BY.values())
+    special = set().union(*USED_BY.values(), OF_TWO_LOOKS)
     for f in fields(RunConfig):
         if f.name == "role":
             continue
-        changed = base.with_(**{f.name: other_value(f.name, getattr(base, f.name))})
+        if f.name == "looks" and role == "teacher":
+            continue  # refused
+        twice = {"aim_gradient": True} if f.name == "looks" and role == "baseline" else {}  # without it refused
+        changed = base.with_(**{f.name: other_value(f.name, getattr(base, f.name))}, **twice)
         matters = f.name not in special or f.name in USED_BY[role]
         assert (changed.resolved() != base.resolved()) == matters, f.name
 
@@ -163,7 +167,7 @@ def test_profile_gives_runs_of_the_asked_role_and_seed(profile):
         run = profile.run(role, 7)
         assert (run.role, run.seed) == (role, 7)
         assert profile.run(role) == getattr(profile, role).with_(seed=profile.seeds[0])
-    with pytest.raises(ConfigError, match="no role 'pupil'"):
+    with pytest.raises(ConfigError, match="no model 'pupil'"):
         profile.run("pupil")
     json.dumps(profile.resolved())
 

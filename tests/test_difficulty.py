@@ -98,13 +98,13 @@ def test_differences_are_paired_with_difficulty_one(tested, monkeypatch):
     assert rows["against_1_value"].tolist() == pytest.approx([0.5, np.nan, -0.2], nan_ok=True)
     assert rows.loc[2.0, "against_1_high"] <= 0 <= rows.loc[0.0, "against_1_low"]  # the same resample of the same people
     said = tables.difficulty_findings(table)
-    assert len(said) == 6 and said[0].startswith("Accuracy of the crop teacher at difficulty 0 against 1: +50.0 (")
+    assert len(said) == 8 and said[0].startswith("Accuracy of the crop teacher at difficulty 0 against 1: +50.0 (")
 
 
 def test_a_second_call_does_nothing_and_a_lost_file_is_made_again(tested):
     results = Results(tested)
     paths = sorted(tested.folder.glob("difficulty-*/predictions/*.csv"))
-    assert len(paths) == 9
+    assert len(paths) == 12
     stamps = [path.stat().st_mtime_ns for path in paths]
     difficulty.stage_all(results)
     assert [path.stat().st_mtime_ns for path in paths] == stamps
@@ -128,7 +128,7 @@ def test_it_stops_in_time_and_goes_on(tested, monkeypatch):
     monkeypatch.setenv("SOS_DEADLINE", "1")
     with pytest.raises(OutOfTime, match="difficulty 0"):
         difficulty.stage_all(Results(tested))
-    assert len(list(tested.folder.glob("difficulty-0/predictions/*.csv"))) == 3
+    assert len(list(tested.folder.glob("difficulty-0/predictions/*.csv"))) == 4
     assert not list(tested.folder.glob("difficulty-1/predictions/*.csv"))
     monkeypatch.delenv("SOS_DEADLINE")
     difficulty.stage_all(Results(tested))

@@ -85,10 +85,10 @@ def square_window(boxes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     return torch.cat([centre - half, centre + half], 1)
 
 
-def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None) -> torch.Tensor:
+def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None, fine: int = FINE) -> torch.Tensor:
     """Sample native pixels (b, 1, H, W) once into square pictures (b, 1, size_px, size_px): the frame, or the `window` (b, 4) of the frame.
 
-    Anti-aliased: FINE × FINE samples a picture pixel, averaged. Black outside the native image.
+    Anti-aliased: fine × fine samples a picture pixel, averaged. Black outside the native image.
     """
     b, _, height, width = native.shape
     span = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=native.device).expand(b, 4) if window is None else window
@@ -96,11 +96,17 @@ def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tenso
     unit = 2 / torch.tensor([width, height], device=native.device)  # native pixels to -1..1 over the edges of the native array
     matrix = unit[:, None] * scene.matrix * half[:, None, :]
     offset = unit * scene.to_native(middle[:, None])[:, 0] - 1
-    steps = (torch.arange(size_px * FINE, device=native.device) + 0.5) * (2 / (size_px * FINE)) - 1  # -1..1 over the picture
+    steps = (torch.arange(size_px * fine, device=native.device) + 0.5) * (2 / (size_px * fine)) - 1  # -1..1 over the picture
     across = matrix[:, None, :, 0] * steps[None, :, None]  # (b, side, 2) what a step to the right adds, and one down
     down = matrix[:, None, :, 1] * steps[None, :, None] + offset[:, None]
     grid = across[:, None] + down[:, :, None]  # (b, side, side, 2); F.affine_grid gives the same by a matrix product, slowly on a CPU
-    return F.avg_pool2d(F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False), FINE)
+    return F.avg_pool2d(F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False), fine)
+
+
+def frame_camera(native: torch.Tensor, scene: Scene, config: RunConfig) -> torch.Tensor:
+    """The frames (b, 1, frame_px, frame_px) that a network of `config` sees. Those of one that looks twice are so large that a pixel spans two native
+    ones or less, and one sample, itself the mean of its four neighbours, does."""
+    return camera(native, scene, config.frame_px, fine=1 if config.looks == 2 else FINE)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fastai.data.load import DataLoader
 from ..config import RunConfig, digest
 from ..errors import CohortError, SOSError
 from ..images.reader import read_image
-from .cameras import Light, camera, normalise, random_scene, reduce_to, square_window, still_scene
+from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
 from .manifest import BOX, Cohort
 
 
@@ -134,7 +134,7 @@ class ViewLoader(DataLoader):
         window = square_window(scene.box_to_frame(boxes), self.window_scale)
         if config.role == "teacher":
             return finish(camera(native, scene, self.window_px, window)), target
-        frame = finish(camera(native, scene, config.frame_px))
+        frame = finish(frame_camera(native, scene, config))
         if config.role == "student" and self.training:
             return frame, finish(camera(native, scene, self.window_px, window)), window, target
         return frame, target

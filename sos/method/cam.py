@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 
 
+PICTURE = 32  # cells a side of the map of a picture of which a network chose to see a window
+
+
 def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool = False) -> torch.Tensor:
     """Grad-CAM = ReLU(Σ_c α_c A_c), α_c = mean over positions of ∂score/∂A_c.
 
@@ -27,15 +30,16 @@ def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
     """Look and Grad-CAM of a batch, only the head differentiated: costs one forward pass.
 
-    target: (b,) class to explain; the decided one where None. Returns (Look, (b, h, w)), both detached; the net's mode is left as it is.
+    target: (b,) class to explain; the decided one where None. Returns (Look, (b, h, w)), both detached, the map over the whole picture; the
+    net's mode is left as it is.
     """
     with torch.no_grad():
-        features = net.features(x)
+        seen = net.look(x)
     with torch.enable_grad():
-        look = net.judge(features.requires_grad_())
+        look = net.judge(seen.features.requires_grad_())
         target = look.logits.argmax(1) if target is None else target
-        cam = grad_cam(look.features, class_score(look.logits, target))
-    return type(look)(*(part.detach() for part in look)), cam.detach()
+        cam = grad_cam(look.features, class_score(look.logits, target)).detach()
+    return type(look)(seen.features.detach(), look.spatial.detach(), look.logits.detach(), seen.window), over_picture(cam, seen.window)
 
 
 def unit_mass(cam: torch.Tensor, floor: float = 0.05) -> torch.Tensor:
@@ -59,6 +63,11 @@ def peak(cam: torch.Tensor, fine: int = 8) -> torch.Tensor:
     height, width = cam.shape[1:]
     index = cam.flatten(1).argmax(1)
     return torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], 1)
+
+
+def over_picture(cam: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
+    """Maps of the `window` that a network chose itself (b, 4; None: the picture) as maps of the whole picture, PICTURE cells a side."""
+    return cam if window is None else paste(cam, window, PICTURE)
 
 
 def box_mask(boxes: torch.Tensor, size: int) -> torch.Tensor:

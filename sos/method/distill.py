@@ -6,16 +6,17 @@ from fastai.callback.core import Callback
 from fastai.callback.hook import Hook
 
 from ..config import RunConfig
-from .cam import class_score, explain, grad_cam, paste
+from .cam import class_score, explain, grad_cam, over_picture, paste
 from .losses import attention_distance, spatial_distillation
 from .models import Look, StagingNet
+from .zoom import ZoomNet, aim_distance
 
-TERMS = ("L_cls", "L_dist", "L_attn")
+TERMS = ("L_cls", "L_dist", "L_attn")  # of the paper; a student that looks twice has L_aim too
 
 
 def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, window: torch.Tensor, target: torch.Tensor,
                        config: RunConfig) -> dict[str, torch.Tensor]:
-    """L_cls, L_dist and L_attn of a batch, unweighted; a term whose weight is 0 is computed without gradient, for the log alone.
+    """L_cls, L_dist, L_attn and, of a student that looks twice, L_aim of a batch, unweighted; a term whose weight is 0 is computed without gradient, for the log alone.
 
     student: Look of the frames, its graph alive. teacher: Look of the windows. teacher_cam: (b, h, w) Grad-CAM in the window. window:
     (b, 4) in frame coordinates. target: (b,) stages counted from 0.
@@ -24,6 +25,7 @@ def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, 
 
     def attention():
         cam = grad_cam(student.features, class_score(student.logits, explained), create_graph=config.w_attn > 0)
+        cam = over_picture(cam, student.window if student.window is None else student.window.detach())
         return attention_distance(cam, paste(teacher_cam, window, cam.shape[-1]), config.attn_distance)
 
     terms = {
@@ -31,11 +33,13 @@ def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, 
         "L_dist": (config.w_dist, lambda: spatial_distillation(student, teacher, window, config.temperature, config.evidence)),
         "L_attn": (config.w_attn, attention),
     }
+    if student.window is not None:
+        terms["L_aim"] = config.w_aim, lambda: aim_distance(student.window, window)
     return {name: term() if weight > 0 else term().detach() for name, (weight, term) in terms.items()}
 
 
 class Distillation(Callback):
-    """Teach a student: in each training batch, replaces the loss by w_cls·L_cls + w_dist·L_dist + w_attn·L_attn.
+    """Teach a student: in each training batch, replaces the loss by w_cls·L_cls + w_dist·L_dist + w_attn·L_attn (+ w_aim·L_aim).
 
     Expects training batches (frame, window picture, window, target) and leaves validation alone, whose loss is plain cross-entropy.
     `history` gets one row an epoch: the mean of every term. Use as
@@ -56,14 +60,17 @@ class Distillation(Callback):
         self.teacher_mode = self.teacher.training
         self.teacher.eval()
         self.hook = Hook(self.student.head, lambda module, features, spatial: (features[0], spatial), detach=False)
+        self.aimed = Hook(self.student.aim, lambda module, features, window: window, detach=False) if isinstance(self.student, ZoomNet) else None
         return self
 
     def __exit__(self, *_):
         self.hook.remove()
+        if self.aimed:
+            self.aimed.remove()
         self.teacher.train(self.teacher_mode)
 
     def before_epoch(self):
-        self.sums, self.images = dict.fromkeys(TERMS, 0.0), 0
+        self.sums, self.images = {}, 0
 
     def before_batch(self):
         frame, self.window_picture, self.window = self.xb
@@ -71,14 +78,15 @@ class Distillation(Callback):
 
     def after_loss(self):
         features, spatial = self.hook.stored
+        own = self.aimed.stored if self.aimed else None
         (target,) = self.yb
         explained = None if self.config.cam_target == "teacher" else target
         teacher, teacher_cam = explain(self.teacher, self.window_picture, explained)
-        terms = distillation_terms(Look(features, spatial, self.pred), teacher, teacher_cam, self.window, target, self.config)
+        terms = distillation_terms(Look(features, spatial, self.pred, own), teacher, teacher_cam, self.window, target, self.config)
         self.learn.loss_grad = sum(getattr(self.config, _WEIGHT[name]) * term for name, term in terms.items())
         self.learn.loss = self.learn.loss_grad.detach().clone()
         for name, term in terms.items():
-            self.sums[name] += term.detach() * len(target)
+            self.sums[name] = self.sums.get(name, 0.0) + term.detach() * len(target)
         self.images += len(target)
 
     def after_epoch(self):
@@ -86,4 +94,4 @@ class Distillation(Callback):
             self.history.append({name: float(total) / self.images for name, total in self.sums.items()})
 
 
-_WEIGHT = {"L_cls": "w_cls", "L_dist": "w_dist", "L_attn": "w_attn"}
+_WEIGHT = {"L_cls": "w_cls", "L_dist": "w_dist", "L_attn": "w_attn", "L_aim": "w_aim"}

@@ -30,6 +30,12 @@ def align(spatial: torch.Tensor, window: torch.Tensor, grid: int | tuple[int, in
     return roi_align(spatial, torch.cat([index, boxes], 1), grid, sampling_ratio=2, aligned=True)
 
 
+def within(window: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """`window` (b, 4) in coordinates of `frame` (b, 4), where frame's corners are (0, 0) and (1, 1)."""
+    corner, side = frame[:, :2], frame[:, 2:] - frame[:, :2]
+    return torch.cat([(window[:, :2] - corner) / side, (window[:, 2:] - corner) / side], 1)
+
+
 def spatial_distillation(student, teacher, window: torch.Tensor, temperature: float, evidence: str = "share") -> torch.Tensor:
     """L_dist: the KL of spatial logits inside the expert's window, and the KL of image logits, with equal weight.
 
@@ -37,13 +43,15 @@ def spatial_distillation(student, teacher, window: torch.Tensor, temperature: fl
     the *whole* frame, of which the window is a small share s. evidence: `share` compares the teacher's spatial logits with s times the
     student's, what these positions add to the student's image logits: a student that repeats the teacher inside the window and is silent
     outside then agrees with it on the image too. `plain` compares them as they are, which asks for both of two things that exclude each other.
+    A student that chose its own window has little outside of the teacher's: its spatial logits are compared as they are.
     """
-    inside = align(student.spatial, window, teacher.spatial.shape[2:])
-    if evidence == "share":
+    if evidence not in ("share", "plain"):
+        raise ConfigError(f"no evidence '{evidence}'; known: share, plain")
+    place = window if student.window is None else within(window, student.window.detach())
+    inside = align(student.spatial, place, teacher.spatial.shape[2:])
+    if evidence == "share" and student.window is None:
         seen = window.clamp(0, 1)
         inside = inside * ((seen[:, 2] - seen[:, 0]) * (seen[:, 3] - seen[:, 1]))[:, None, None, None]
-    elif evidence != "plain":
-        raise ConfigError(f"no evidence '{evidence}'; known: share, plain")
     return distillation_kl(inside, teacher.spatial, temperature) + distillation_kl(student.logits, teacher.logits, temperature)
 
 

@@ -12,11 +12,13 @@ from ..errors import ConfigError, RunError
 
 
 class Look(NamedTuple):
-    """What a network makes of a batch: features (b, c, h, w), spatial logits (b, k, h, w), image logits (b, k) = mean of the spatial ones."""
+    """What a network makes of a batch: features (b, c, h, w), spatial logits (b, k, h, w), image logits (b, k) = mean of the spatial ones, and
+    the window (b, 4) of the frame in which the features lie; None: the whole picture."""
 
     features: torch.Tensor
     spatial: torch.Tensor
     logits: torch.Tensor
+    window: torch.Tensor | None = None
 
 
 class Head(nn.Module):
@@ -50,8 +52,12 @@ class StagingNet(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The last feature map (b, c, h, w), float32."""
+        return self.of(self.body, x)
+
+    def of(self, body: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """A backbone's last feature map, float32, whatever precision it computes in."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.body(x)
+            features = body(x)
         return features.float()
 
     def judge(self, features: torch.Tensor) -> Look:
@@ -87,6 +93,20 @@ def build(config: RunConfig, stages: int, *, pretrained: bool = False, bf16: boo
     output_stride: 32 as published, or 16: the last downsampling step is left out, so that the map has twice as many cells a side.
     pretrained: torchvision's ImageNet weights, the stem's three colours summed into one; RunError where they cannot be fetched.
     """
+    body, channels = _body(config, pretrained)
+    head = Head(channels, stages, config.dropout)
+    if config.looks == 1:
+        net = StagingNet(body, head, bf16)
+    else:
+        from .zoom import Aim, ZoomNet
+
+        net = ZoomNet(_body(config, pretrained)[0], Aim(channels), body, head, config.glance_px, config.window_px,
+                      config.aim_gradient, bf16)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _body(config, pretrained: bool) -> tuple[nn.Module, int]:
+    """The backbone of `config` for grey pictures, and its number of channels."""
     try:
         body, channels = _BODIES[config.backbone](pretrained)
     except OSError as error:  # urllib's URLError is one
@@ -94,8 +114,7 @@ def build(config: RunConfig, stages: int, *, pretrained: bool = False, bf16: boo
     _grey_stem(body)
     if config.output_stride == 16:
         _keep_last_stride(body)
-    net = StagingNet(body, Head(channels, stages, config.dropout), bf16)
-    return net.to(memory_format=torch.channels_last)
+    return body, channels
 
 
 def _resnet(make):

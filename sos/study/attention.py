@@ -58,9 +58,9 @@ def look_with(study: Study, net: StagingNet, config: RunConfig, rows, target: to
     for i in range(0, len(rows), loader.bs):
         chosen = None if target is None else target[i:i + loader.bs].to(study.device)
         seen, cam = explain(net, loader.views(rows[i:i + loader.bs])[0], chosen)
-        looks.append([part.cpu() for part in seen])
+        looks.append([part if part is None else part.cpu() for part in seen])
         cams.append(cam.cpu())
-    return Look(*map(torch.cat, zip(*looks, strict=True))), torch.cat(cams)
+    return Look(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*looks, strict=True))), torch.cat(cams)
 
 
 def untrained(config: RunConfig, stages: int, device: str, seed: int = 0) -> StagingNet:

@@ -26,6 +26,7 @@ from ..method.cam import enlarge
 from ..stages import StagingScheme
 from .attention import CONTROLS, image_rows, look, pictures, still_pictures, windows
 from .metrics import probability_columns
+from .results import ROLE_NAMES
 from .runs import Run
 from .training import Study, frame_boxes
 
@@ -40,8 +41,7 @@ STYLE = {
 # Okabe and Ito's colours, told apart with any colour vision
 SEX_COLOURS = {"F": "#E69F00", "M": "#0072B2"}
 SEX_NAMES = {"F": "female", "M": "male"}
-ROLE_COLOURS = {"teacher": "#0072B2", "baseline": "#D55E00", "student": "#009E73"}
-ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student"}
+ROLE_COLOURS = {"teacher": "#0072B2", "baseline": "#D55E00", "student": "#009E73", "zoom": "#AA4499"}
 CONTROL_COLOUR, BOX_COLOUR, GREY = "#BBBBBB", "#56B4E9", "0.45"
 HEAT = "inferno"  # of heat maps
 THIN = {"linewidth": 0.7}
@@ -190,7 +190,8 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
             ax.text(j, i, f"{count}\n{percent[i, j]:.0f} %" if count else "0", ha="center", va="center", fontsize=7, color=colour)
         ticks = range(len(scheme))
         ax.set_xticks(ticks, scheme.labels)
-        ax.set_yticks(ticks, [f"{label} {stage}\nn = {n}" for label, stage, n in zip(scheme.labels, scheme.names, counts.sum(1), strict=True)])
+        rows = [f"{label} {stage}\nn = {n}" for label, stage, n in zip(scheme.labels, scheme.names, counts.sum(1), strict=True)]
+        ax.set_yticks(ticks, rows if ax is axes[0, 0] or len(runs) < 4 else [])
         ax.set(xlabel="network's stage", title=f"{name}\n{np.trace(counts)} of {counts.sum()} right")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)

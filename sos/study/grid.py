@@ -6,7 +6,7 @@ The plan is data and knows nothing of how it is carried out: one process, severa
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Profile, RunConfig
+from ..config import MODELS, ROLES, Profile, RunConfig
 from .runs import Run, find_runs, run_name, training_code
 from .training import Study
 
@@ -25,11 +25,11 @@ def plan(profile: Profile) -> list[Job]:
 
     A student needs the teacher of its seed. An ablation that equals a main run is that run.
     """
-    main = [profile.run(role, seed) for role in ("teacher", "baseline", "student") for seed in profile.seeds]
+    main = [profile.run(model, seed) for model in MODELS for seed in profile.seeds]
     varied = [config for configs in profile.ablations().values() for config in configs]
     taught = [profile.run("teacher", config.seed) for config in varied if config.role == "student"]  # of seeds only ablations use
     kept = list(dict.fromkeys(main + taught))
-    kept.sort(key=lambda config: ("teacher", "baseline", "student").index(config.role))
+    kept.sort(key=lambda config: ROLES.index(config.role))
     order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
     jobs = []
     for config in order:

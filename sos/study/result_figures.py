@@ -13,17 +13,17 @@ from ..cohort.cameras import MEAN, STD
 from ..cohort.views import ViewLoader
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
-from . import attention, cohort_figures, difficulty, figures, trust
+from . import attention, cohort_figures, difficulty, figures, trust, zoom_figures
 from .attention import look, still_pictures, windows
-from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_NAMES, SEX_COLOURS, SEX_NAMES, caption, draw_box,
+from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, SEX_COLOURS, SEX_NAMES, caption, draw_box,
                       example_rows, journal, letters, overlay, people, tight)
-from .results import METRIC_NAMES, NOT_YET, SIGNIFICANT, Results, Table, closed, over_seeds, p_written, summarise, written
+from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STUDENTS, Results, Table, closed, over_seeds, p_written, summarise, written
 from .runs import Run
 from .tables import FULL, ablation, by_difficulty, controls
 from .training import Study, frame_boxes
 
-MODELS = ("baseline", "student", "teacher")  # in the order of what they are given
-SHORT = {"baseline": "plain\nnetwork", "student": "distilled\nstudent", "teacher": "crop\nteacher"}
+MODELS = ("baseline", "student", "zoom", "teacher")  # in the order of what they are given
+SHORT = {"baseline": "plain\nnetwork", "student": "distilled\nstudent", "zoom": "two-look\nstudent", "teacher": "crop\nteacher"}
 FULL_SIDE = (0, 1, 1, 0)  # extent of a square picture in frame coordinates
 WRONG = "#F5C06B"  # amber, behind a wrong decision
 
@@ -114,22 +114,24 @@ def attention_target(study: Study, row: int, window: torch.Tensor, teacher_cam: 
 
 @journal
 def loss_terms(runs: list[Run]) -> Figure:
-    """The student's three terms by epoch, each unweighted and on its own scale; several runs (seeds) as their mean and range."""
+    """The student's terms by epoch, each unweighted and on its own scale; several runs (seeds) as their mean and range."""
     histories, config = pd.concat([run.history for run in runs]), runs[0].config
     distance = {"kl": "KL"}.get(config.attn_distance, config.attn_distance)
-    titles = {"L_cls": "cross-entropy", "L_attn": f"{distance} of Grad-CAM", "L_dist": f"KL of logits, T = {config.temperature:g}"}
-    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2))
-    for ax, name in zip(axes, TERMS, strict=True):
+    titles = {"L_cls": "cross-entropy", "L_attn": f"{distance} of Grad-CAM", "L_dist": f"KL of logits, T = {config.temperature:g}",
+              "L_aim": "own window"}
+    terms, colour = [*TERMS, *(["L_aim"] if config.looks == 2 else [])], ROLE_COLOURS["zoom" if config.looks == 2 else "student"]
+    fig, axes = plt.subplots(1, len(terms), figsize=(PAGE, 2.2))
+    for ax, name in zip(axes, terms, strict=True):
         by_epoch = histories.groupby("epoch")[name]
-        ax.plot(by_epoch.mean(), color=ROLE_COLOURS["student"], marker="o" if len(by_epoch) <= 15 else None)
+        ax.plot(by_epoch.mean(), color=colour, marker="o" if len(by_epoch) <= 15 else None)
         if len(runs) > 1:
-            ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=ROLE_COLOURS["student"], alpha=0.2, lw=0)
+            ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, lw=0)
         ax.set(title=f"{name}: {titles[name]}", xlabel="epoch", ylim=(0, 1.08 * max(by_epoch.max().max(), 1e-6)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("mean over training images")
     letters(axes)
-    caption(fig, f"The three terms in training, unweighted, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; "
-                  f"weights {config.w_cls:g}, {config.w_dist:g}, {config.w_attn:g}")
+    caption(fig, f"The terms in training, unweighted, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; weights "
+                 + ", ".join(f"{getattr(config, name.replace('L', 'w')):g}" for name in terms))
     return fig
 
 
@@ -210,7 +212,7 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
     for role in MODELS:
         rows = data[data["who"] == ROLE_NAMES[role]].reindex(columns=["difficulty", "value", "low", "high"]).dropna()
         value, low, high = (100 * rows[key] for key in ("value", "low", "high"))
-        place = rows["difficulty"] + 0.012 * np.ptp(levels) * (MODELS.index(role) - 1)  # intervals beside each other
+        place = rows["difficulty"] + 0.012 * np.ptp(levels) * (MODELS.index(role) - 1.5)  # intervals beside each other
         axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt="o-", color=ROLE_COLOURS[role], capsize=2.5,
                     elinewidth=0.9, label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
     for who, style, name in (("true state", "--", "true state against the label"), ("one reader", ":", "one reader against the other two")):
@@ -240,10 +242,10 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
 
 @journal
 def trust_panels(results: Results) -> Figure:
-    """May one trust a single answer? The student's confidence against its accuracy, before and after temperature scaling; how often the three
-    models are wrong among the answers that they are surest of, with the chosen thresholds; and the student's expected stage by age."""
+    """May one trust a single answer? The two-look student's confidence against its accuracy, before and after temperature scaling; how often the
+    models are wrong among the answers that they are surest of, with the chosen thresholds; and its expected stage by age."""
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 3.3))
-    students = list(results.role("student").values())
+    students = list(results.role("zoom").values())
     _reliability(axes[0], students, results.profile.bootstrap)
     _risk_coverage(axes[1], results)
     _stage_by_age(axes[2], students, results.ages())
@@ -261,7 +263,7 @@ def _reliability(ax, runs: list[Run], bootstrap: int) -> None:
     ax.plot([0, 1], [0, 1], ":", color=GREY, lw=0.8)
     scales = [f"{scale:.2f}" for scale in sorted(run.image_temperature for run in runs)]
     scale = " to ".join(dict.fromkeys(scales[:1] + scales[-1:]))
-    for colour, marker, name in ((CONTROL_COLOUR, "o", "student, as it is"), (ROLE_COLOURS["student"], "D", f"student, scaled, T = {scale}")):
+    for colour, marker, name in ((CONTROL_COLOUR, "o", "two-look student, as it is"), (ROLE_COLOURS["zoom"], "D", f"two-look student, scaled, T = {scale}")):
         told = [run.test if colour == CONTROL_COLOUR else trust.calibrated(run.test, run.image_temperature) for run in runs]
         if told:
             points = trust.reliability(pd.concat(told, ignore_index=True), bootstrap)
@@ -279,10 +281,10 @@ def _risk_coverage(ax, results: Results, first: int = 10) -> None:
         first = min([first, *(len(run.test) for run in runs.values())])
         for order, style in (("confidence", "-"), ("ideal", "--"), ("random", ":")) if runs else ():
             risks = [trust.surest_first(run.test, run.image_temperature, order) for run in runs.values()]
-            if order == "confidence" or role == "student":
+            if order == "confidence" or role == "zoom":
                 kept = np.arange(1, len(risks[0]) + 1) / len(risks[0])
                 ax.plot(kept[first - 1:], np.mean(risks, 0)[first - 1:], style, color=ROLE_COLOURS[role], lw=1.3 if order == "confidence" else 0.8,
-                        label=ROLE_NAMES[role] if order == "confidence" else f"student, {order} order")
+                        label=ROLE_NAMES[role] if order == "confidence" else f"two-look student, {order} order")
         known = {name: over_seeds(values) for name, values in results.trusted(runs).items()}
         for aim, fill in zip(trust.TARGETS, (ROLE_COLOURS[role], "white"), strict=True):
             if not known or not np.isfinite(known[f"kept_{100 * aim:.0f}"][0]):
@@ -342,10 +344,11 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     spots, boxes = windows(store, rows, runs["teacher"].config.window_scale), frame_boxes(store, rows)
     frames, crops = still_pictures(store, rows, size_px).numpy(), still_pictures(store, rows, size_px, spots).numpy()
     seen = {role: look(study, run, rows) for role, run in runs.items()}
-    fig = plt.figure(figsize=(PAGE, 1.2 * len(rows) + 0.75))
-    left, right = fig.subfigures(1, 2, width_ratios=[1.2 * 4 + 0.25, 2.15])
-    axes = left.subplots(len(rows), 4, squeeze=False)
-    columns = {None: "image, expert's box", "teacher": "crop teacher", "baseline": "plain network", "student": "distilled student"}
+    fig = plt.figure(figsize=(PAGE, len(rows) + 0.95))
+    left, right = fig.subfigures(1, 2, width_ratios=[5.05, 2.15])
+    columns = {None: "image, expert's box", "teacher": "crop teacher", "baseline": "plain network", "student": "distilled student",
+               "zoom": "two-look student"}
+    axes = left.subplots(len(rows), len(columns), squeeze=False)
     for j, (role, title) in enumerate(columns.items()):
         axes[0, j].set_title(title, loc="center", color=ROLE_COLOURS.get(role, "black"))
         for i, ax in enumerate(axes[:, j]):
@@ -365,9 +368,9 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     axes[0, 0].set_title(f"$\\bf{{a}}$  {columns[None]}", loc="center")
     bars, pointing, gap = right.subplots(3, 1, height_ratios=[2, 2, 1])
     _bars(bars, results, "accuracy")
-    _bars(pointing, results, "pointing", ("baseline", "student"), control="mean position")
+    _bars(pointing, results, "pointing", ("baseline", *STUDENTS), control="mean position")
     _gap(gap, results)
-    titles = ("accuracy", "Grad-CAM's peak in the box", "gap closed by the student")
+    titles = ("accuracy", "Grad-CAM's peak in the box", "gap closed by the students")
     for letter, ax, title in zip("bcd", (bars, pointing, gap), titles, strict=True):
         ax.set_title(f"$\\bf{{{letter}}}$  {title}")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -380,9 +383,9 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
     cohort, store = study.cohort, study.store
     groups = results.roles()
     first = {ROLE_NAMES[role]: next(iter(runs.values())) for role, runs in groups.items() if runs}
-    teacher, plain, student = (first.get(ROLE_NAMES[role]) for role in ("teacher", "baseline", "student"))
+    teacher, plain = (first.get(ROLE_NAMES[role]) for role in ("teacher", "baseline"))
     plain_only = {ROLE_NAMES["baseline"]: plain}
-    both = plain_only | {ROLE_NAMES["student"]: student}
+    both = plain_only | {ROLE_NAMES[model]: first.get(ROLE_NAMES[model]) for model in STUDENTS}
 
     def located(runs):
         table = attention.localisation(study, runs)
@@ -409,6 +412,8 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig14_student_gradcam": lambda: figures.cam_panels(study, teacher, both),
         "fig15_student_localisation": lambda: located(both),
         "fig16_ablation": lambda: forest(ablation(results)),
+        "fig21_two_looks": lambda: zoom_figures.two_looks(study, next(iter(groups["zoom"].values()))),
+        "fig22_aiming": lambda: zoom_figures.aiming(study, list(groups["zoom"].values())),
         "fig20_trust": lambda: trust_panels(results),
         "fig_main": lambda: main_result(study, results),
     }
@@ -457,21 +462,22 @@ def _bars(ax, results: Results, metric: str, roles: tuple[str, ...] = MODELS, co
 
 
 def _gap(ax, results: Results) -> None:
-    """Gap closed in accuracy with its interval, on an axis from the plain network (0) to the teacher (1)."""
-    known = results.contrast("accuracy", closed, *(results.role(role) for role in ("student", "baseline", "teacher")))
+    """Gap closed in accuracy by each student with its interval, on an axis from the plain network (0) to the teacher (1)."""
     ax.set(xlim=(-0.25, 1.25), ylim=(-1, 1), yticks=[], xticks=[0, 0.5, 1], title="gap closed")
     ax.set_xticklabels(["0: plain\nnetwork", "0.5\n", "1: crop\nteacher"])
     ax.spines["left"].set_visible(False)
     for edge, role in ((0, "baseline"), (1, "teacher")):
         ax.axvline(edge, color=ROLE_COLOURS[role], lw=1.2)
-    if not known or np.isnan(known["value"]):
-        ax.text(0.5, 0, "no gap: the teacher\nis not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=6.5)
-        return
-    known.pop("p")
-    ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [0, 0], color="black", lw=1.4, clip_on=True)
-    ax.plot(np.clip(known["value"], -0.25, 1.25), 0, "o", color=ROLE_COLOURS["student"], ms=6, clip_on=False)
-    text = written(known, "gap").split(", SD")[0]
-    ax.text(0.5, 0.55, text, ha="center", va="center", fontsize=7, bbox=dict(fc="white", ec="none", pad=1))
+    for height, model in zip((0.1, -0.75), STUDENTS, strict=True):
+        known = results.contrast("accuracy", closed, *(results.role(role) for role in (model, "baseline", "teacher")))
+        if not known or np.isnan(known["value"]):
+            ax.text(0.5, height, "no gap: the teacher is not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=6.5)
+            continue
+        known.pop("p")
+        ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [height, height], color="black", lw=1.4, clip_on=True)
+        ax.plot(np.clip(known["value"], -0.25, 1.25), height, "o", color=ROLE_COLOURS[model], ms=6, clip_on=False)
+        text = written(known, "gap").split(", SD")[0]
+        ax.text(0.5, height + 0.4, text, ha="center", va="center", fontsize=7, bbox=dict(fc="white", ec="none", pad=1))
 
 
 def _tested(results: Results) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import ROLES, RunConfig
+from ..config import MODELS, RunConfig
 from . import trust
 from .grid import find, has_cohort
 from .metrics import attention_metrics, interval, probability_columns, resamples, staging_metrics
@@ -20,7 +20,9 @@ from .training import Study
 
 NOT_YET = "not yet run"
 SIGNIFICANT = 0.05
-ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student"}
+ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student",
+              "zoom": "two-look student"}
+STUDENTS = ("student", "zoom")  # the paper's, and the one that looks twice
 STAGING = {
     "accuracy": "accuracy, %", "precision": "precision, %", "recall": "recall, %", "f1": "F1, %", "macro_f1": "macro F1, %",
     "kappa": "quadratic weighted kappa", "stage_error": "mean absolute stage error", "within_one": "within one stage, %",
@@ -57,11 +59,11 @@ class Results:
         return {config.seed: self._runs[config][0] for config in configs if self._runs[config]}
 
     def roles(self) -> dict[str, dict[int, Run]]:
-        """role → seed → finished main run."""
-        return {role: self.role(role) for role in ROLES}
+        """model → seed → finished main run."""
+        return {model: self.role(model) for model in MODELS}
 
     def role(self, role: str) -> dict[int, Run]:
-        """seed → finished main run of `role`."""
+        """seed → finished main run of the model `role`."""
         return self.of([self.profile.run(role, seed) for seed in self.profile.seeds])
 
     def sampled(self, run: Run, seen: str = "as_is") -> dict[str, np.ndarray]:

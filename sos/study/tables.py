@@ -18,7 +18,7 @@ from ..files import show_in_readme
 from . import attention, difficulty
 from .describe import ceiling
 from .grid import has_cohort
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, TRUST, Results, Table, closed, holm, over_seeds,
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, STUDENTS, TRUST, Results, Table, closed, holm, over_seeds,
                       p_value, p_written, sample, shared_seeds, spread, summarise, verdict, written)
 from .runs import Run, training_code
 from .training import Study
@@ -26,13 +26,14 @@ from .trust import FEWEST, LEAST_KEPT
 
 PUBLISHED = ("quick", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
 FULL = "L_cls + L_dist + L_attn"  # the ablation's row that is the whole method
+SAID = {"baseline": "plain", "student": "student", "zoom": "two-look student", "teacher": "teacher"}  # in differences
 SEEN = {"as_is": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
 PAPER_COLUMN = "published student (723 real patients; not comparable)"
 
 
 def headline(results: Results) -> Table:
-    """Teacher, baseline and student in every staging metric, and the paper's student in a column of its own."""
+    """The main models in every staging metric, and the published student in a column of its own."""
     numbers, shown = [], {}
     for name, title in STAGING.items():
         row = shown[title] = {}
@@ -64,29 +65,29 @@ def _ceiling_note(results: Results) -> list[str]:
 
 
 def comparisons(results: Results) -> Table:
-    """Paired differences between the three models, and how much of the gap between baseline and teacher the student closes."""
+    """Paired differences between the models, and how much of the gap between baseline and teacher each student closes."""
     groups = results.roles()
-    three = [groups[role] for role in ("student", "baseline", "teacher")]
     numbers, shown = [], {}
     for name in ("accuracy", "macro_f1", "kappa", "stage_error"):
         row = shown[METRIC_NAMES[name]] = {}
-        for a, b in (("student", "baseline"), ("teacher", "student"), ("teacher", "baseline")):
+        for a, b in (("student", "baseline"), ("zoom", "baseline"), ("zoom", "student"), ("teacher", "student"), ("teacher", "zoom"),
+                     ("teacher", "baseline")):
             known = results.contrast(name, np.subtract, groups[a], groups[b])
             numbers.append({"metric": name, "quantity": f"{a} - {b}", **known})
-            row[f"{a} − {b}"] = written(known, name, signed=True)
-        gap = results.contrast(name, closed, *three) if name != "stage_error" else {"value": np.nan}
-        gap.pop("p", None)  # a test of the ratio against 0 would say no more than that of the difference
-        if name != "stage_error":
-            numbers.append({"metric": name, "quantity": "gap closed", **gap})
-        row["gap closed"] = "" if name == "stage_error" else "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
+            row[f"{SAID[a]} − {SAID[b]}"] = written(known, name, signed=True)
+        for model in STUDENTS if name != "stage_error" else ():
+            gap = results.contrast(name, closed, *(groups[role] for role in (model, "baseline", "teacher")))
+            gap.pop("p", None)  # a test of the ratio against 0 would say no more than that of the difference
+            numbers.append({"metric": name, "quantity": f"gap closed by {model}", **gap})
+            row[f"gap closed by {SAID[model]}"] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
     notes = [_who(results) + " Differences are paired: the same resamples of the same patients for both models.",
-             "Gap closed = (student − baseline) / (teacher − baseline); no gap: the teacher is not better than the baseline."]
-    undefined = results.paired(closed, "accuracy", *three)
+             "Gap closed = (student − plain) / (teacher − plain); no gap: the teacher is not better than the plain network."]
+    undefined = results.paired(closed, "accuracy", *(groups[role] for role in ("student", "baseline", "teacher")))
     if undefined is not None and np.isnan(undefined[1:]).any():
         share = 100 * np.isnan(undefined[1:]).mean()
         notes.append(f"In {share:.1f} % of the resamples the teacher is not more accurate than the baseline; the interval of the gap closed "
                      "leaves them out and is too narrow by that.")
-    return Table("comparisons", "Differences between the models", pd.DataFrame(numbers), _rows(shown, "metric"), tuple(notes))
+    return Table("comparisons", "Differences between the models", pd.DataFrame(numbers), _turned(shown), tuple(notes))
 
 
 def ablation(results: Results) -> Table:
@@ -170,18 +171,16 @@ def localisation(results: Results) -> Table:
              for role, runs in groups.items()}
     still = controls(results)
     known |= {name: {metric: summarise(values[metric]) for metric in ATTENTION} for name, values in still.items()}
-    pair = groups["student"], groups["baseline"]
-    known["student − baseline"] = {metric: results.contrast(metric, np.subtract, *pair) for metric in ATTENTION}
-    if still:
-        known["student − mean position"] = {}
-        for metric in ATTENTION:
-            beyond = results.mean(groups["student"], metric) - still["mean position"][metric]
-            known["student − mean position"][metric] = summarise(beyond) | {"p": p_value(beyond)}
+    for model in STUDENTS:
+        known[f"{SAID[model]} − plain"] = {metric: results.contrast(metric, np.subtract, groups[model], groups["baseline"]) for metric in ATTENTION}
+        if still and groups[model]:
+            beyond = {metric: results.mean(groups[model], metric) - still["mean position"][metric] for metric in ATTENTION}
+            known[f"{SAID[model]} − mean position"] = {metric: summarise(values) | {"p": p_value(values)} for metric, values in beyond.items()}
     numbers = [{"map": name, "metric": metric, **values} for name, row in known.items() for metric, values in row.items()]
     shown = {name: {METRIC_NAMES[metric]: written(values, metric, signed="−" in name) for metric, values in row.items()}
              for name, row in known.items()}
     notes = (_who(results) + " Grad-CAM explains the decided stage, on images seen still and whole; the box is the expert's.",
-             "Controls: a network that has not been trained; mean position, one map for all images, the share of training boxes that "
+             "The map of the two-look student covers the window that it chose itself, and nothing outside. Controls: a network that has not been trained; mean position, one map for all images, the share of training boxes that "
              "cover each place; an edge filter of the image itself; smoothed noise.")
     return Table("localisation", "Where the networks look", pd.DataFrame(numbers), _rows(shown, "map"), notes)
 
@@ -220,7 +219,8 @@ def mirror(results: Results) -> Table:
 def trust(results: Results) -> Table:
     """May one trust a single answer? Calibration before and after scaling by one temperature, answers kept at a threshold, stage against age."""
     groups = results.roles()
-    asked = {ROLE_NAMES[role]: (runs, "as_is") for role, runs in groups.items()} | {"distilled student, both": (groups["student"], "both")}
+    asked = {ROLE_NAMES[role]: (runs, "as_is") for role, runs in groups.items()}
+    asked |= {f"{ROLE_NAMES[model]}, both": (groups[model], "both") for model in STUDENTS}
     columns = {name: results.trusted(runs, seen) for name, (runs, seen) in asked.items()}
     seeds = shared_seeds([groups["student"], groups["baseline"]])
     pair = [results.trusted({seed: groups[role][seed] for seed in seeds}) for role in ("student", "baseline")]
@@ -357,7 +357,8 @@ TABLES = (headline, comparisons, localisation, mirror, trust, ablation, effects,
 def findings(results: Results) -> list[str]:
     """What the main runs say and do not say, from paired differences, a sentence each; that nothing was run where that is so."""
     groups, said = results.roles(), []
-    asked = (("accuracy", "student", "baseline"), ("accuracy", "student", "teacher"), ("pointing", "student", "baseline"))
+    asked = (("accuracy", "student", "baseline"), ("accuracy", "student", "teacher"), ("accuracy", "zoom", "student"), ("accuracy", "zoom", "teacher"),
+             ("pointing", "student", "baseline"), ("pointing", "zoom", "student"))
     for metric, a, b in asked:
         known = results.contrast(metric, np.subtract, groups[a], groups[b])
         if known:
@@ -366,12 +367,13 @@ def findings(results: Results) -> list[str]:
             name = METRIC_NAMES[metric].split(",")[0].capitalize()
             said.append(f"{name} of the {ROLE_NAMES[a]} is {way} that of the {ROLE_NAMES[b]}: {written(known, metric, signed=True)}, "
                         "in percentage points.")
-    gap = results.contrast("accuracy", closed, groups["student"], groups["baseline"], groups["teacher"])
-    gap.pop("p", None)
-    if gap and np.isnan(gap["value"]):
+    gaps = {model: results.contrast("accuracy", closed, groups[model], groups["baseline"], groups["teacher"]) for model in STUDENTS}
+    for model, gap in gaps.items():
+        gap.pop("p", None)
+        if gap and not np.isnan(gap["value"]):
+            said.append(f"Gap closed in accuracy by the {ROLE_NAMES[model]}: {written(gap, 'gap')}.")
+    if any(gap and np.isnan(gap["value"]) for gap in gaps.values()):
         said.append("There is no gap to close: the teacher is not more accurate than the plain network.")
-    elif gap:
-        said.append(f"Gap closed in accuracy: {written(gap, 'gap')}.")
     return said or [f"The models are {NOT_YET}."]
 
 
@@ -429,6 +431,11 @@ def machine_summary(results: Results) -> dict:
     return {"profile": results.profile.resolved(), "code": training_code(), "data": runs[0].record["data"] if runs else None,
             "machines": [known for i, known in enumerate(machines) if known not in machines[:i]], "runs": len(runs),
             "training_seconds": round(sum(run.environment["seconds"] for run in runs), 1)}
+
+
+def _turned(shown: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """One column a metric, one row a comparison: there are more of these than a page is wide."""
+    return pd.DataFrame(shown).fillna("").rename_axis("comparison").reset_index()
 
 
 def _rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:

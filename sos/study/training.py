@@ -23,7 +23,7 @@ from torch import nn
 from ..cohort.cameras import still_scene
 from ..cohort.manifest import Cohort, read_manifest
 from ..cohort.views import PixelStore, ViewLoader, open_store
-from ..config import Profile, RunConfig, get_profile, runs_dir
+from ..config import MODELS, Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
 from ..method.distill import Distillation
@@ -71,12 +71,16 @@ class Study:
         """The run of the distilled full-image network."""
         return self.obtain(self.profile.run("student", seed))
 
+    def zoom(self, seed: int | None = None) -> Run:
+        """The run of the distilled network that looks twice."""
+        return self.obtain(self.profile.run("zoom", seed))
+
     def obtain(self, config: RunConfig, keep_weights: bool = True) -> Run:
         """The run of `config`: from disk where it is finished, else trained now (its teacher first), going on from its last checkpoint.
 
         keep_weights: False where only metrics and predictions are asked for; the profile's own main runs keep theirs always.
         """
-        keep_weights = keep_weights or config in [self.profile.run(config.role, seed) for seed in self.profile.seeds]
+        keep_weights = keep_weights or config in [self.profile.run(model, seed) for model in MODELS for seed in self.profile.seeds]
         teacher = self.teacher(config.seed) if config.role == "student" else None
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
         if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
@@ -237,14 +241,15 @@ def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarra
 
     Columns: patient_id, image, split, stage, target, p1…pk, decided (a stage's label); for full-image networks also peak_x, peak_y (of the
     Grad-CAM of the decided stage, in [0, 1] of the frame), pointing (peak inside the expert's box), energy (share of the map inside it) and
-    iou (of the box and the region above half of the peak).
+    iou (of the box and the region above half of the peak); for those that look twice window_x0 to window_y1, where in the frame they looked closer.
     """
     loader = ViewLoader(store, rows, config, training=False, device=device)
-    looks, cams = [], []
+    looks, cams, chosen = [], [], []
     for i in range(0, len(rows), loader.bs):
         look, cam = explain(net, loader.views(np.asarray(rows[i:i + loader.bs]), mirrored)[0])
         looks.append(look.logits.cpu())
         cams.append(cam.cpu())
+        chosen += [] if look.window is None else [look.window.cpu()]
     table = cohort.table.loc[rows, ["patient_id", "image", "split", "stage", "target"]].reset_index(drop=True)
     probabilities = torch.cat(looks).softmax(1).numpy().astype(float)
     for k in range(probabilities.shape[1]):
@@ -252,6 +257,8 @@ def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarra
     table["decided"] = np.array(cohort.scheme.labels)[probabilities.argmax(1)]
     if config.role == "teacher":
         return table
+    if chosen:
+        table[["window_x0", "window_y0", "window_x1", "window_y1"]] = torch.cat(chosen).numpy()
     return table.assign(**localise(torch.cat(cams), frame_boxes(store, rows, mirrored)))
 
 
@@ -279,7 +286,9 @@ def start_from(net: StagingNet, teacher: Run, config: RunConfig) -> None:
     """Copy the teacher's weights into a student of the same architecture. Raises ConfigError for another one."""
     if teacher.config.backbone != config.backbone:
         raise ConfigError(f"student_init = 'teacher' needs the teacher's backbone {teacher.config.backbone}, not {config.backbone}; use 'scratch'")
-    net.load_state_dict(load_network(teacher.weights, teacher.config, net.head.classifier.out_channels).state_dict())
+    mentor = load_network(teacher.weights, teacher.config, net.head.classifier.out_channels)
+    net.body.load_state_dict(mentor.body.state_dict())
+    net.head.load_state_dict(mentor.head.state_dict())
 
 
 def keep_freed_memory() -> None:
