@@ -23,7 +23,7 @@ from .tables import FULL, ablation, by_difficulty, controls
 from .training import Study, frame_boxes
 
 MODELS = ("baseline", "student", "zoom", "teacher")  # in the order of what they are given
-SHORT = {"baseline": "plain\nnetwork", "student": "distilled\nstudent", "zoom": "two-look\nstudent", "teacher": "crop\nteacher"}
+SHORT = {"baseline": "plain", "student": "student", "zoom": "two-\nlook", "teacher": "teacher"}
 FULL_SIDE = (0, 1, 1, 0)  # extent of a square picture in frame coordinates
 WRONG = "#F5C06B"  # amber, behind a wrong decision
 
@@ -344,9 +344,9 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     spots, boxes = windows(store, rows, runs["teacher"].config.window_scale), frame_boxes(store, rows)
     frames, crops = still_pictures(store, rows, size_px).numpy(), still_pictures(store, rows, size_px, spots).numpy()
     seen = {role: look(study, run, rows) for role, run in runs.items()}
-    fig = plt.figure(figsize=(PAGE, len(rows) + 0.95))
+    fig = plt.figure(figsize=(PAGE, 0.94 * len(rows) + 0.85))
     left, right = fig.subfigures(1, 2, width_ratios=[5.05, 2.15])
-    columns = {None: "image, expert's box", "teacher": "crop teacher", "baseline": "plain network", "student": "distilled student",
+    columns = {None: "expert's box", "teacher": "crop teacher", "baseline": "plain network", "student": "distilled student",
                "zoom": "two-look student"}
     axes = left.subplots(len(rows), len(columns), squeeze=False)
     for j, (role, title) in enumerate(columns.items()):
@@ -374,7 +374,7 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     for letter, ax, title in zip("bcd", (bars, pointing, gap), titles, strict=True):
         ax.set_title(f"$\\bf{{{letter}}}$  {title}")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    caption(fig, f"Grad-CAM and decision (number; amber: wrong) on held-out images; bars with 95 % intervals, {_tested(results)}")
+    caption(fig, f"Grad-CAM and decision (amber: wrong) on held-out images; bars with 95 % intervals; {_tested(results)}")
     return fig
 
 

@@ -51,7 +51,7 @@ def two_looks(study: Study, run: Run, most: int = 4) -> Figure:
         axes[2, j].set_xlabel(f"network: stage {decided}", fontsize=7)
     for ax, name in zip(axes[:, 0], (f"glance, {config.glance_px} px", f"gaze, {config.window_px} px", "Grad-CAM on the gaze"), strict=True):
         ax.set_ylabel(name)
-    caption(fig, f"Held-out images; dashed: expert's box, purple: the window that the network chose; IoU: with the teacher's window; "
+    caption(fig, f"Held-out images; blue: expert's box, purple: the window that the network chose; IoU: with the teacher's window; "
                  f"n = {people(cohort.virtual, len(rows))}")
     return fig
 
