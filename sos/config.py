@@ -16,7 +16,7 @@ from pathlib import Path
 from .errors import ConfigError
 
 ROLES = ("teacher", "baseline", "student")
-BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny", "convnext_tiny_attention")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
 EVIDENCES = ("share", "plain")
