@@ -19,7 +19,7 @@ from .cohort.cameras import camera, normalise, reduce_to, still_scene
 from .config import PROFILES, RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
-from .method.cam import class_score, enlarge, grad_cam, peak
+from .method.cam import class_score, enlarge, grad_cam, judge_map, map_of, peak
 from .method.models import StagingNet
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
@@ -52,8 +52,8 @@ class Stager:
         scene = still_scene(size)
         frame = normalise(camera(torch.from_numpy(native)[None, None].float(), scene, self.config.frame_px) / 255)
         with torch.no_grad():
-            features = self.net.features(torch.cat([frame, frame.flip(3)]))
-        look = self.net.judge(features.requires_grad_())
+            features = map_of(self.net, torch.cat([frame, frame.flip(3)]), self.config.cam_layer)
+        look = judge_map(self.net, features.requires_grad_(), self.config.cam_layer)
         probabilities = look.logits.detach().double().softmax(1).mean(0)  # (k,)
         cams = grad_cam(features, class_score(look.logits, probabilities.argmax().expand(2))).detach()  # (2, n, n)
         cam = cams[:1] + cams[1:].flip(2)  # (1, n, n)

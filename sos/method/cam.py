@@ -1,7 +1,10 @@
 """Grad-CAM as tensor functions (Selvaraju et al. 2017), able to carry gradient, and what can be asked of a heat map."""
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool = False) -> torch.Tensor:
@@ -24,18 +27,53 @@ def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, target[:, None])[:, 0] - logits.mean(1)
 
 
-def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
-    """Look and Grad-CAM of a batch, only the head differentiated: costs one forward pass.
+def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str = "last"):
+    """Look and Grad-CAM of a batch, only what follows the explained map differentiated: at the `last` layer the head, so one forward pass.
 
-    target: (b,) class to explain; the decided one where None. Returns (Look, (b, h, w)), both detached; the net's mode is left as it is.
+    target: (b,) class to explain; the decided one where None. layer: see `map_of`. Returns (Look, (b, h, w)), both detached; the net's mode
+    is left as it is.
     """
     with torch.no_grad():
-        features = net.features(x)
+        features = map_of(net, x, layer)
     with torch.enable_grad():
-        look = net.judge(features.requires_grad_())
+        look = judge_map(net, features.requires_grad_(), layer)
         target = look.logits.argmax(1) if target is None else target
-        cam = grad_cam(look.features, class_score(look.logits, target))
+        cam = grad_cam(features, class_score(look.logits, target))
     return type(look)(*(part.detach() for part in look)), cam.detach()
+
+
+def map_of(net, x: torch.Tensor, layer: str = "last") -> torch.Tensor:
+    """(b, c, h, w) float32, the feature map that Grad-CAM explains: the `last`, which the head judges, or the `previous`, which the last
+    downsampling stage of the backbone is given: of stride 16, less deep, and twice as fine as the last where output_stride is 32."""
+    if layer == "last":
+        return net.features(x)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=net.bf16):
+        features = net.body[:net.body.last_stage](x)
+    return features.float()
+
+
+def judge_map(net, features: torch.Tensor, layer: str = "last"):
+    """Look of a batch from its `map_of`. From the `previous` map the last stage and the head answer as in evaluation, whatever the mode: norms
+    over a batch would take out of the gradient just that mean over places that Grad-CAM weights a channel with, and tie images together."""
+    if layer == "last":
+        return net.judge(features)
+    stage = net.body[net.body.last_stage:]
+    with _evaluating(stage, net.head):
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=net.bf16):
+            last = stage(features)
+        return net.judge(last.float())
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module):
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def unit_mass(cam: torch.Tensor, floor: float = 0.05) -> torch.Tensor:
