@@ -17,9 +17,10 @@ from .errors import ConfigError
 
 ROLES = ("teacher", "baseline", "student")
 MODELS = (*ROLES, "zoom")  # main models of a profile: one of each role, and a student that looks twice
-BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny", "convnext_tiny_attention")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
+CAM_LAYERS = ("last", "previous")
 EVIDENCES = ("share", "plain")
 STUDENT_INITS = ("teacher", "scratch")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -50,7 +51,7 @@ _RANGES = (
     (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn", "w_aim"),
      lambda value: 0 <= value < math.inf, "0 or above"),
     (("flip",), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
-    (("dropout",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    (("dropout", "progressive"), lambda value: 0 <= value < 1, "at least 0 and below 1"),
 )
 
 
@@ -69,6 +70,8 @@ class RunConfig:
     looks: int = 1  # 1: as in the paper; 2, not for teachers: a glance at the reduced frame aims a window, which is then seen closely, see zoom
     glance_px: int = 96  # side of the reduced frame at the first of two looks; the second has window_px
     aim_gradient: bool = False  # whether the losses of the second look move the window too; without L_aim they alone teach where to look
+
+    cam_layer: str = "last"  # one of CAM_LAYERS: which map Grad-CAM explains, in L_attn and in evaluation; previous: before the last stage
 
     # pictures
     frame_px: int = 192  # side of the square full image that baseline and student see
@@ -90,6 +93,7 @@ class RunConfig:
     batch_size: int = 16
     lr: float = 1.5e-3
     weight_decay: float = 0.05
+    progressive: float = 0.0  # share of the epochs over which residual blocks join, from shallow to deep, see progressive; 0: all from the start
     precision: str = "auto"  # auto: bf16 on CUDA and on CPUs with avx512_bf16, else fp32; the resolved one is saved with the run
 
     # distillation (student only); L_total = w_cls L_cls + w_dist L_dist + w_attn L_attn
@@ -102,14 +106,15 @@ class RunConfig:
     cam_target: str = "label"  # whose class both Grad-CAMs explain in training: the reader's label, or the teacher's decision
     w_aim: float = 1.0  # of L_aim, own window against the teacher's; only for a student that looks twice
     student_init: str = "scratch"  # or teacher: begin from the teacher's weights (same backbone only)
+    teacher_backbone: str = ""  # of the teacher that the student learns from; empty: the profile's
 
     def __post_init__(self):
         _check_types(self)
         for name, allowed in (("role", ROLES), ("backbone", BACKBONES), ("attn_distance", ATTENTION_DISTANCES), ("cam_target", CAM_TARGETS),
-                              ("evidence", EVIDENCES),
-                              ("student_init", STUDENT_INITS), ("precision", PRECISIONS), ("output_stride", (16, 32)), ("looks", (1, 2))):
+                              ("cam_layer", CAM_LAYERS), ("evidence", EVIDENCES), ("teacher_backbone", ("", *BACKBONES)), ("looks", (1, 2)),
+                              ("student_init", STUDENT_INITS), ("precision", PRECISIONS), ("output_stride", (16, 32))):
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(str(value) or 'empty' for value in allowed)}")
         for names, right, words in _RANGES:
             for name in names:
                 if not right(getattr(self, name)):
@@ -118,6 +123,8 @@ class RunConfig:
             raise ConfigError("looks = 2: a teacher is shown its window; only baseline and student can look twice")
         if self.looks > 1 and not self.aim_gradient and (self.role == "baseline" or self.w_aim == 0):
             raise ConfigError("looks = 2 without L_aim: nothing would teach where to look; set aim_gradient=true, or w_aim above 0 for a student")
+        if self.progressive > (self.epochs - 1) / self.epochs:
+            raise ConfigError(f"progressive = {self.progressive} of {self.epochs} epochs leaves none for the whole network; make it smaller")
         if self.role == "student" and self.w_cls == self.w_dist == self.w_attn == 0:
             raise ConfigError("all weights of the student's loss are 0; give w_cls, w_dist or w_attn a positive value")
 
@@ -126,7 +133,8 @@ class RunConfig:
         values = asdict(self)
         window = ("window_px", "window_scale")  # a student learns from its teacher's own window
         twice = ("looks", "glance_px", "aim_gradient", "w_aim")
-        unused = {"teacher": (*_DISTILLATION, "frame_px"), "baseline": (*_DISTILLATION, *window), "student": window}[self.role]
+        framed = ("frame_px", "cam_layer")  # a teacher's maps are, in its student's training, of the student's layer
+        unused = {"teacher": (*_DISTILLATION, *framed), "baseline": (*_DISTILLATION, *window), "student": window}[self.role]
         unused = {*unused, *twice} if self.looks == 1 else set(unused) - {"window_px"}
         return {key: value for key, value in values.items() if key not in unused}
 
@@ -135,7 +143,8 @@ class RunConfig:
         return replace(self, **_known(RunConfig, changes))
 
 
-_DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init")
+_DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init",
+                 "teacher_backbone")
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,9 @@ class Profile:
     ablation_seeds: tuple[int, ...] = (0,)
     temperatures: tuple[float, ...] = (1.0, 3.0, 8.0)
     without_labels: bool = True  # whether the ablation holds the subsets without L_cls too
+    backbones: tuple[str, ...] = ()  # other networks of the table of networks, each as teacher, baseline and student of its own teacher
+    teacher_backbones: tuple[str, ...] = ()  # networks that the table holds as teachers only
+    progressive: float = 0.0  # of the table's rows on progressive training, main networks otherwise; 0: no such rows
     difficulties: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)  # of fresh virtual patients on whom the trained networks are tested
     difficulty_patients: int = 500  # of them, the same people at each difficulty
 
@@ -187,6 +199,22 @@ class Profile:
                 rows[f"all, T = {temperature:g}"] = [self.student.with_(temperature=temperature, seed=seed)
                                                      for seed in self.ablation_seeds]
         return rows
+
+    def teacher_of(self, config: RunConfig) -> RunConfig:
+        """The teacher that the student `config` learns from: the main one of its seed, with another backbone where the student names one."""
+        changed = {"backbone": config.teacher_backbone} if config.teacher_backbone else {}
+        return self.run("teacher", config.seed).with_(**changed)
+
+    def networks(self) -> dict[str, list[RunConfig]]:
+        """Rows of the table of networks, `<backbone>, <role>` and `<backbone>, progressive, <role>`: each with one run a seed, under the main
+        runs' protocol. The main networks come first; empty where the profile asks for no others."""
+        main, others = [getattr(self, role) for role in ROLES], []
+        for name in self.backbones:
+            others += [base.with_(backbone=name, teacher_backbone=name if base.role == "student" else "") for base in main]
+        others += [self.teacher.with_(backbone=name) for name in self.teacher_backbones]
+        others += [base.with_(progressive=self.progressive) for base in main if self.progressive]
+        return {", ".join([base.backbone, *(["progressive"] if base.progressive else []), base.role]):
+                [base.with_(seed=seed) for seed in self.ablation_seeds] for base in (main + others if others else [])}
 
     def resolved(self) -> dict:
         """Every number of the profile, as saved beside its results."""
@@ -223,6 +251,7 @@ PROFILES = {
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024,
+                 backbones=("resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,
                  common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3),
                  zoom=dict(epochs=24, frame_px=896, glance_px=224)),
     )

@@ -19,7 +19,7 @@ from .cohort.cameras import frame_camera, normalise, reduce_to, still_scene
 from .config import PROFILES, RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
-from .method.cam import class_score, enlarge, grad_cam, over_picture, peak
+from .method.cam import class_score, enlarge, grad_cam, judge_map, map_of, over_picture, peak
 from .method.models import StagingNet
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
@@ -52,12 +52,12 @@ class Stager:
         scene = still_scene(size)
         frame = normalise(frame_camera(torch.from_numpy(native)[None, None].float(), scene, self.config) / 255)
         with torch.no_grad():
-            seen = self.net.look(torch.cat([frame, frame.flip(3)]))
-        features = seen.features.requires_grad_()
-        look = self.net.judge(features)
+            picture, window = self.net.view(torch.cat([frame, frame.flip(3)]))
+            features = map_of(self.net, picture, self.config.cam_layer)
+        look = judge_map(self.net, features.requires_grad_(), self.config.cam_layer)
         probabilities = look.logits.detach().double().softmax(1).mean(0)  # (k,)
         cams = grad_cam(features, class_score(look.logits, probabilities.argmax().expand(2))).detach()
-        cams = over_picture(cams, seen.window)  # (2, n, n)
+        cams = over_picture(cams, window)  # (2, n, n)
         cam = cams[:1] + cams[1:].flip(2)  # (1, n, n)
         probabilities = scaled(probabilities.numpy()[None], self.temperature)[0]
         points = [peak(cam)[0].tolist(), *region(enlarge(cam, self.config.frame_px)[0].numpy())]

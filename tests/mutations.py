@@ -25,7 +25,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METHOD = Path("sos", "method")
-TESTS = ("test_losses.py", "test_cam.py", "test_zoom.py", "test_references.py", "test_distill.py")
+TESTS = ("test_losses.py", "test_cam.py", "test_zoom.py", "test_references.py", "test_distill.py", "test_progressive.py", "test_backbones.py")
 HEAVY = ("torch", "torchvision", "fastai.vision.all", "scipy.stats", "hypothesis.strategies")  # imported once, before the processes fork
 LIMIT_S = 300  # of the tests of one mutant
 
@@ -96,6 +96,9 @@ MUTANTS = [Mutant(*row) for row in (
     ("explain: look not detached", "cam.py", "look.spatial.detach(), look.logits.detach()", "look.spatial, look.logits"),
     ("explain: the least likely stage", "cam.py", "look.logits.argmax(1) if target", "look.logits.argmin(1) if target"),
     ("explain: target ignored", "cam.py", "look.logits.argmax(1) if target is None else target", "look.logits.argmax(1)"),
+    ("previous layer: norms of the batch", "cam.py", "        part.training = False\n", "        pass\n"),
+    ("previous layer: mode not restored", "cam.py", "            part.training = mode\n", "            pass\n"),
+    ("previous layer: the head still drops out", "cam.py", "with _evaluating(stage, net.head):", "with _evaluating(stage):"),
     ("unit mass: floor dropped", "cam.py", "cam + floor * cam.mean((1, 2), keepdim=True)", "cam"),
     ("unit mass: floor not relative", "cam.py", "floor * cam.mean((1, 2), keepdim=True)", "floor"),
     ("unit mass: by the maximum", "cam.py", "return cam / cam.sum((1, 2), keepdim=True)", "return cam / cam.amax((1, 2), keepdim=True)"),
@@ -114,7 +117,7 @@ MUTANTS = [Mutant(*row) for row in (
      "paste(teacher_cam, 0 * window + window.new_tensor([0, 0, 1, 1]), cam.shape[-1])"),
     ("terms: student's map detached", "distill.py", "return attention_distance(cam,", "return attention_distance(cam.detach(),"),
     ("terms: Grad-CAM without its graph", "distill.py", "create_graph=config.w_attn > 0", "create_graph=False"),
-    ("terms: features detached", "distill.py", "cam = grad_cam(student.features,", "cam = grad_cam(student.features.detach().requires_grad_(),"),
+    ("terms: features detached", "distill.py", "cam = grad_cam(features, class_score(logits,", "features = features.detach().requires_grad_()\n        cam = grad_cam(features, class_score(logits,"),
     ("terms: a term without weight keeps its graph", "distill.py", "term() if weight > 0 else term().detach()", "term()"),
     ("terms: T of 1", "distill.py", "config.temperature, config.evidence", "1.0, config.evidence"),
     ("terms: window read as (y, x)", "distill.py", "spatial_distillation(student, teacher, window,",
@@ -128,6 +131,10 @@ MUTANTS = [Mutant(*row) for row in (
     ("callback: features of the hook detached", "distill.py", "(features[0], spatial), detach=False", "(features[0], spatial), detach=True"),
     ("callback: teacher sees the frame", "distill.py", "explain(self.teacher, self.window_picture,", "explain(self.teacher, self.learn.xb[0],"),
     ("callback: student explains itself", "distill.py", "explain(self.teacher, self.window_picture,", "explain(self.student, self.window_picture,"),
+    ("callback: teacher's map always of the last layer", "distill.py", "explained, self.config.cam_layer)", "explained)"),
+    ("callback: student's map always of the last layer", "distill.py", "target, self.config, previous)", "target, self.config)"),
+    ("callback: student's previous map detached", "distill.py", "self.lower.stored.float()", "self.lower.stored.float().detach().requires_grad_()"),
+    ("callback: hook of the previous layer left behind", "distill.py", "            self.lower.remove()\n", "            pass\n"),
     ("callback: validation distilled too", "distill.py", "run_valid = False", "run_valid = True"),
     # the student that looks twice
     ("L_dist: own window taken for the frame", "losses.py", "window if student.window is None else within(window, student.window.detach())", "window"),
@@ -145,6 +152,21 @@ MUTANTS = [Mutant(*row) for row in (
     ("terms: L_aim left out", "distill.py", "    if student.window is not None:\n        terms", "    if False:\n        terms"),
     ("terms: L_attn moves the window", "distill.py", "student.window if student.window is None else student.window.detach()", "student.window"),
     ("callback: own window not handed on", "distill.py", "self.aimed.stored if self.aimed else None", "None"),
+    # blocks that join one after the other
+    ("progressive: deep blocks first", "progressive.py", "if place >= number:", "if place < len(self.residual) - number:"),
+    ("progressive: a block awake from the start", "progressive.py", "for i in range(1, blocks + 1)", "for i in range(blocks)"),
+    ("progressive: a block asleep to the end", "progressive.py", "done * blocks >= share * i", "done * blocks > share * i"),
+    ("progressive: still asleep afterwards", "progressive.py", "        self.wake(len(self.residual))\n", "        pass\n"),
+    ("progressive: nothing sleeps", "progressive.py", "                block.forward = _pass_on", "                _pass_on"),
+    ("progressive: blocks that change the size sleep too", "backbones.py", " and block.downsample is None", ""),
+    # attention
+    ("attention: channels by their mean alone", "backbones.py", " + self.mlp(features.amax((2, 3), keepdim=True))", ""),
+    ("attention: places by their mean alone", "backbones.py", "features.amax(1, keepdim=True)], 1)", "features.mean(1, keepdim=True)], 1)"),
+    ("attention: places before channels are gated", "backbones.py",
+     "        features = self.channel_gate(features) * features\n        return self.place_gate(features) * features",
+     "        return self.place_gate(features) * self.channel_gate(features) * features"),
+    ("backbone: last stage begins one child later", "backbones.py", "if _strided(child))\n", "if _strided(child)) + 1\n"),
+    ("backbone: colours averaged", "backbones.py", "stem.weight.sum(1, keepdim=True)", "stem.weight.mean(1, keepdim=True)"),
 )]
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from sos.config import RunConfig
-from sos.method.cam import box_mask, class_score, enlarge, explain, grad_cam, paste, peak, unit_mass
+from sos.config import CAM_LAYERS, RunConfig
+from sos.method.cam import box_mask, class_score, enlarge, explain, grad_cam, judge_map, map_of, paste, peak, unit_mass
 from sos.method.models import Head, build
 
 
@@ -73,13 +73,67 @@ def test_explain_equals_grad_cam_made_with_hooks_and_backward(net, target):
     assert torch.allclose(look.logits, logits, atol=1e-5)
 
 
+@pytest.mark.parametrize(("backbone", "output_stride", "place"), [("resnet18_half", 16, 6), ("resnet18_half", 32, 6), ("efficientnet_b0", 16, 5),
+                                                                  ("convnext_tiny_attention", 32, 5)])
+def test_the_map_before_the_last_stage_is_explained_as_hooks_and_backward_through_the_whole_network_do(backbone, output_stride, place):
+    torch.manual_seed(4)
+    net = build(RunConfig(backbone=backbone, output_stride=output_stride, dropout=0.5), 5).eval()
+    x, target, kept = noise(2, 1, 64, 96, seed=1), torch.tensor([3, 1]), {}
+    look, cam = explain(net, x, target, "previous")
+    assert cam.shape == (2, 4, 6)  # stride 16, whatever that of the last map is
+
+    def keep(module, inputs, output):
+        kept["a"] = output.detach()
+        output.register_hook(lambda gradient: kept.update(g=gradient))
+
+    handle = net.body[place].register_forward_hook(keep)
+    logits = net(x)
+    handle.remove()
+    for i in range(2):
+        (logits[i, target[i]] - logits[i].mean()).backward(retain_graph=True)
+        expected = torch.relu((kept["g"][i].mean((1, 2))[:, None, None] * kept["a"][i]).sum(0))
+        assert expected.max() > 0 and torch.allclose(cam[i], expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+    assert torch.allclose(look.logits, logits, atol=1e-4) and torch.allclose(look.features, net.features(x), atol=1e-4)
+
+
+def test_the_map_before_the_last_stage_is_another_than_the_last(net):
+    x = noise(2, 1, 64, 64, seed=1)
+    (_, last), (_, previous) = explain(net, x), explain(net, x, layer="previous")
+    assert last.shape == previous.shape and not torch.allclose(unit_mass(last), unit_mass(previous), atol=0.01)
+
+
+def test_from_the_map_before_the_last_stage_each_image_is_explained_alone_also_while_the_network_trains(net):
+    """Norms over the batch would tie the images together, and leave no mean gradient to weight channels with."""
+    features, target, maps = map_of(net, noise(3, 1, 64, 64, seed=2), "previous").detach(), torch.tensor([2, 2, 2]), []
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for training, part in ((False, slice(3)), (True, slice(3)), (True, slice(1, 2))):
+        given = features[part].clone().requires_grad_()
+        net.train(training)
+        net.body[7][0].bn1.training = False  # somebody else's choice, which has to stay
+        maps.append(grad_cam(given, class_score(judge_map(net, given, "previous").logits, target[part])))
+        assert [module.training for module in net.body[7][0].children()][1] is False and net.head.training is net.body[7][1].training is training
+    assert maps[0].amax((1, 2)).min() > 0 and torch.equal(maps[1], maps[0])
+    assert torch.allclose(maps[2], maps[0][1:2], atol=1e-5 * float(maps[0].detach().max()))
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_bfloat16_explains_the_map_before_the_last_stage_nearly_alike(net):
+    x = noise(2, 1, 64, 64, seed=1)
+    _, full = explain(net, x, torch.tensor([0, 1]), "previous")
+    net.bf16 = True
+    look, half = explain(net, x, torch.tensor([0, 1]), "previous")
+    assert half.dtype == torch.float32 and {part.dtype for part in look[:3]} == {torch.float32}
+    assert not torch.equal(half, full) and (half - full).norm() < 0.1 * full.norm()
+
+
+@pytest.mark.parametrize("layer", CAM_LAYERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_explain_leaves_no_trace(net, training):
+def test_explain_leaves_no_trace(net, training, layer):
     net.train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items() if "running" not in name and "batches" not in name}
     with torch.no_grad():  # also where the caller forbids gradients
-        look, cam = explain(net, noise(2, 1, 32, 32))
-    assert net.training is training
+        look, cam = explain(net, noise(2, 1, 32, 32), layer=layer)
+    assert {module.training for module in net.modules()} == {training}
     assert not cam.requires_grad and not any(part.requires_grad for part in look if part is not None)
     assert all(weight.grad is None for weight in net.parameters())
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())

@@ -17,6 +17,7 @@ from sos.stages import BASSED5, FRANKLIN4, SCHEMES, get_scheme
 def other_value(name, value):
     """A valid value of the field `name` that differs from `value`."""
     choices = {"role": ROLES, "backbone": config.BACKBONES, "attn_distance": config.ATTENTION_DISTANCES, "cam_target": config.CAM_TARGETS,
+               "cam_layer": config.CAM_LAYERS, "teacher_backbone": config.BACKBONES,
                "evidence": config.EVIDENCES, "student_init": config.STUDENT_INITS, "precision": config.PRECISIONS,
                "output_stride": (16, 32)}
     if name in choices:
@@ -82,6 +83,7 @@ def test_whole_number_is_accepted_where_a_float_is_wanted_and_becomes_one():
 
 
 @pytest.mark.parametrize("change", [{"role": "pupil"}, {"backbone": "resnet19"}, {"attn_distance": "l1"}, {"cam_target": "student"},
+                                    {"teacher_backbone": "resnet19"}, {"cam_layer": "first"},
                                     {"evidence": "all"}, {"student_init": "imagenet"}, {"precision": "fp16"}, {"output_stride": 8}])
 def test_impossible_choice_names_the_possible_ones(change):
     (name,) = change
@@ -93,11 +95,22 @@ def test_impossible_choice_names_the_possible_ones(change):
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": -1}, {"frame_px": 0}, {"window_px": 0}, {"temperature": 0.0},
                                     {"temperature": -3.0}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"window_scale": 0.0},
                                     {"weight_decay": -0.1}, {"w_cls": -1.0}, {"w_dist": float("nan")}, {"w_attn": -0.5}, {"noise": -0.01},
-                                    {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1}])
+                                    {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1}, {"progressive": 1.0},
+                                    {"progressive": -0.1}])
 def test_impossible_number_is_an_error(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* must be "):
         RunConfig(**change)
+
+
+def test_progressive_training_that_leaves_no_epoch_for_the_whole_network_is_refused():
+    assert RunConfig(epochs=4, progressive=0.75).progressive == 0.75
+    with pytest.raises(ConfigError, match="progressive = 0.76 of 4 epochs leaves none"):
+        RunConfig(epochs=4, progressive=0.76)
+    with pytest.raises(ConfigError, match="leaves none"):
+        RunConfig(epochs=1, progressive=0.1)
+    for epochs in range(2, 300):
+        RunConfig(epochs=epochs, progressive=(epochs - 1) / epochs)
 
 
 def test_student_without_any_term_is_refused_but_other_roles_do_not_mind():
@@ -115,8 +128,9 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 OF_TWO_LOOKS = {"glance_px", "aim_gradient", "w_aim"}  # used where looks = 2, see test_zoom
-USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px", "looks"},
-           "student": {"frame_px", "looks", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init"}}
+USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px", "looks", "cam_layer"},
+           "student": {"frame_px", "looks", "cam_layer", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target",
+                       "student_init", "teacher_backbone"}}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -197,6 +211,38 @@ def test_ablation_of_nothing_and_of_everything_are_the_main_runs(profile):
     rows, seed = profile.ablations(), profile.ablation_seeds[0]
     assert rows["L_cls"][0] == profile.run("baseline", seed)
     assert rows["L_cls + L_dist + L_attn"][0] == profile.run("student", seed)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile):
+    rows = profile.networks()
+    others = len(profile.backbones) * 3 + len(profile.teacher_backbones) + 3 * (profile.progressive > 0)
+    assert len(rows) == (others + 3 if others else 0)
+    for name, runs in rows.items():
+        backbone, *progressive, role = name.split(", ")
+        assert [run.seed for run in runs] == list(profile.ablation_seeds)
+        for run in runs:
+            same = run.with_(backbone=getattr(profile, role).backbone, progressive=getattr(profile, role).progressive, teacher_backbone="")
+            assert same == profile.run(role, run.seed)
+            assert run.backbone == backbone and run.progressive == (profile.progressive if progressive else 0)
+
+
+def test_the_paper_profile_asks_for_each_network_of_the_field():
+    rows, main = get_profile("paper").networks(), get_profile("paper").baseline.backbone
+    assert {f"{name}, {role}" for name in (main, "resnet50", "efficientnet_b0", "convnext_tiny") for role in ROLES} < set(rows)
+    assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {role}" for role in ROLES} < set(rows)
+    assert not get_profile("quick").networks() and not get_profile("smoke").networks()
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_a_student_learns_from_the_main_teacher_of_its_seed_or_from_the_backbone_it_names(profile):
+    assert profile.teacher_of(profile.run("student", 7)) == profile.run("teacher", 7)
+    named = profile.run("student", 7).with_(backbone="resnet18_half", teacher_backbone="convnext_tiny_attention")
+    assert profile.teacher_of(named) == profile.run("teacher", 7).with_(backbone="convnext_tiny_attention")
+    for name, runs in profile.networks().items():
+        for run in runs:
+            if run.role == "student":
+                assert profile.teacher_of(run).backbone == run.backbone and profile.teacher_of(run).progressive == 0, name
 
 
 def test_unknown_profile_names_the_known_ones():

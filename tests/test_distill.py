@@ -1,5 +1,7 @@
 """Distillation: the terms of a batch, who gets gradient, and a callback that leaves everything as it found it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -257,6 +259,54 @@ def test_the_callback_takes_its_terms_from_the_pictures_windows_and_labels_of_it
         seen, cam = explain(teacher, picture, target)
         rows.append([term.item() for term in distillation_terms(student.look(frame), seen, cam, window, target, CONFIG).values()])
     assert list(distillation.history[0].values()) == pytest.approx(np.mean(rows, 0), rel=1e-4)
+
+
+class Gradients(Callback):
+    """Keeps the gradient of the first training batch."""
+
+    def after_backward(self):
+        if self.iter == 0:
+            self.learn.first = {name: weight.grad.clone() for name, weight in self.model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("output_stride", [16, 32])
+def test_attention_before_the_last_stage_compares_both_networks_maps_of_that_layer(output_stride):
+    """Against maps of the layer's own gradient, image by image, and the gradient that autograd has of them."""
+    config = CONFIG.with_(cam_layer="previous", w_cls=0.0, w_dist=0.0, output_stride=output_stride)
+    student, teacher = network(0, config), network(1, config)
+    twin = copy.deepcopy(student).train()
+    learn = learner(student, config, opt_func=SGD, cbs=Gradients())
+    with Distillation(student, teacher, config) as distillation, learn.no_bar(), learn.no_logging():
+        assert len(hooks(student)) == 2
+        learn.fit(1, 0.0, cbs=distillation)
+    assert not hooks(student) and student.body[7][0].bn1.num_batches_tracked == 2  # two batches: a map is no second look
+
+    def cams(net, lower, target):
+        upper = nn.Sequential(net.body[7], net.head, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        maps = []
+        for i in range(len(target)):
+            logits = upper(lower[i:i + 1])[0]
+            (gradient,) = torch.autograd.grad(logits[target[i]] - logits.mean(), lower, create_graph=True)
+            maps.append(torch.relu((gradient[i].mean((1, 2), keepdim=True) * lower[i]).sum(0)))
+        return torch.stack(maps)
+
+    losses = []
+    for frame, picture, window, target in views(True, config):
+        theirs = cams(teacher.eval(), teacher.eval().body[:7](picture).detach().requires_grad_(), target).detach()
+        lower = twin.train().body[:7](frame)
+        with torch.no_grad():
+            twin.body[7](lower)  # the student's own pass, after which its norms have seen the batch
+        ours = cams(twin, lower, target)
+        assert ours.shape == (4, 4, 4) and theirs.shape == (4, 2, 2)
+        loss = attention_distance(ours, paste(theirs, window, 4))
+        if not losses:
+            (config.w_attn * loss).backward()
+            expected = {name: weight.grad.clone() for name, weight in twin.named_parameters() if weight.grad is not None}
+        losses.append(loss.item())
+    assert distillation.history[0]["L_attn"] == pytest.approx(np.mean(losses), rel=1e-4)
+    for name in ("body.0.weight", "body.6.1.conv2.weight", "body.7.0.conv1.weight", "body.7.1.bn2.weight", "head.classifier.weight"):
+        assert expected[name].abs().max() > 0
+        assert torch.allclose(learn.first[name], expected[name], rtol=1e-2, atol=1e-3 * float(expected[name].abs().max())), name
 
 
 def test_validation_loss_is_plain_cross_entropy(trained):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
 from sos.config import RunConfig
 from sos.errors import RunError
 from sos.images.reader import GreyImage, read_image
+from sos.method.cam import explain
 from sos.method.models import build
 from sos.predict import Stager, load_stager, predict_paths, region
 from sos.stages import BASSED5
@@ -40,13 +42,27 @@ def test_a_head_may_face_either_way(stager, image):
     np.testing.assert_allclose(one["cam"], other["cam"][:, ::-1], atol=1e-4 * one["cam"].max())
 
 
-def test_probabilities_are_the_mean_of_both_directions(stager, image):
-    from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
+def test_the_heat_map_is_of_the_layer_that_the_network_was_judged_by(stager, image):
+    """The mean of both directions' maps, made one by one."""
+    frame = normalise(camera(*_native(image), 96) / 255)
+    for layer, side in (("last", 3), ("previous", 6)):
+        net = build(stager.config.with_(output_stride=32), 5).eval()
+        answer = Stager(net, stager.config.with_(output_stride=32, cam_layer=layer), BASSED5, "untrained").look(image)
+        target = torch.tensor([answer["stage"] - 1])
+        one, other = (explain(net, seen, target, layer)[1] for seen in (frame, frame.flip(3)))
+        assert answer["cam"].shape == (side, side)
+        np.testing.assert_allclose(answer["cam"], (one + other.flip(2))[0].numpy(), atol=1e-4 * answer["cam"].max())
 
+
+def _native(image):
+    native = reduce_to(image, 1024)[0]
+    return torch.from_numpy(native)[None, None].float(), still_scene(torch.tensor([native.shape]))
+
+
+def test_probabilities_are_the_mean_of_both_directions(stager, image):
     single = []
     for seen in (image, turned(image)):
-        native = reduce_to(seen, 1024)[0]
-        frame = camera(torch.from_numpy(native)[None, None].float(), still_scene(torch.tensor([native.shape])), 96) / 255
+        frame = camera(*_native(seen), 96) / 255
         with torch.no_grad():
             single.append(stager.net(normalise(frame))[0].double().softmax(0).numpy())
     answer = stager.look(image)

@@ -185,13 +185,15 @@ def test_plan_has_each_run_once_and_what_it_needs_before_it(name):
     profile = get_profile(name)
     jobs = grid.plan(profile)
     assert len({job.config for job in jobs}) == len(jobs)
-    assert {config for configs in profile.ablations().values() for config in configs} <= {job.config for job in jobs}
+    asked = [*profile.ablations().values(), *profile.networks().values()]
+    assert {config for configs in asked for config in configs} <= {job.config for job in jobs}
     for place, job in enumerate(jobs):
         assert all(need < place for need in job.needs)
         teachers = [jobs[need].config for need in job.needs]
-        assert teachers == ([profile.run("teacher", job.config.seed)] if job.config.role == "student" else [])
+        assert teachers == ([profile.teacher_of(job.config)] if job.config.role == "student" else [])
     main = {profile.run(role, seed) for role in WRONG for seed in profile.seeds}
-    assert {job.config for job in jobs if job.keep_weights} == main
+    teachers = {profile.teacher_of(job.config) for job in jobs if job.config.role == "student"}
+    assert {job.config for job in jobs if job.keep_weights} == main | teachers
 
 
 def test_run_grid_obtains_every_job_in_the_order_of_the_plan(monkeypatch):

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 from sos.cohort.manifest import BOX, read_manifest
 from sos.cohort.views import ViewLoader
-from sos.config import get_profile
+from sos.config import CAM_LAYERS, get_profile
 from sos.errors import ConfigError, OutOfTime
-from sos.method.cam import box_mask
+from sos.method.cam import box_mask, explain, peak
 from sos.method.models import build
 from sos.study import training
+from sos.study.grid import find
 from sos.study.metrics import measure
 from sos.study.runs import Run
 from sos.study.training import Study, evaluate, fit, frame_boxes, localise, train, use_bf16
@@ -167,9 +168,11 @@ def test_the_saved_record_names_no_path_of_this_machine(study):
 # ---- stopped and resumed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ["student", "baseline"])
-def test_stopped_after_the_first_epoch_and_resumed_is_as_if_never_stopped(study, role, tmp_path, monkeypatch):
-    whole = study.obtain(study.profile.run(role))
+@pytest.mark.parametrize(("role", "changes"), [("student", {}), ("baseline", {}), ("student", {"progressive": 0.6, "cam_layer": "previous"}),
+                                              ("teacher", {"progressive": 0.6})])
+def test_stopped_after_the_first_epoch_and_resumed_is_as_if_never_stopped(study, role, changes, tmp_path, monkeypatch):
+    config = study.profile.run(role).with_(**changes)
+    whole = study.obtain(config)
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
     other = Study(study.profile, study.manifest, device="cpu")
     if role == "student":
@@ -177,13 +180,13 @@ def test_stopped_after_the_first_epoch_and_resumed_is_as_if_never_stopped(study,
     for done in (1, 2):  # stopped twice
         monkeypatch.setenv("SOS_DEADLINE", str(time.time() - 1))
         with pytest.raises(OutOfTime, match=f"after epoch {done} of 3 of the {role}; the next call goes on"):
-            getattr(other, role)()
+            other.obtain(config)
         (partial,) = (other.folder / "models").glob(f".{role}-*.partial")
         assert len(torch.load(partial / "checkpoint.pt", weights_only=True)["history"]) == done
         assert not list((other.folder / "models").glob(f"{role}-*"))
         torch.rand(7)  # other people's draws in between
     monkeypatch.delenv("SOS_DEADLINE")
-    resumed = getattr(other, role)()
+    resumed = other.obtain(config)
     assert resumed.name == whole.name
     assert_same_result(resumed, whole)
     assert not list((other.folder / "models").glob(".*"))
@@ -230,6 +233,14 @@ def test_a_student_of_another_backbone_learns_from_the_same_teacher(study, tmp_p
     net, history, seconds = fit(config, study.store, study.cohort, tmp_path / "c.pt", study.teacher(), "cpu")
     assert len(history) == 1 and seconds > 0 and not net.training
     assert history.loc[0, ["L_cls", "L_dist", "L_attn"]].gt(0).all()
+
+
+def test_a_student_may_name_the_backbone_of_its_teacher(study):
+    config = study.profile.run("student").with_(teacher_backbone="resnet16_half", epochs=1)
+    run = study.obtain(config, keep_weights=False)
+    teacher = study.obtain(study.profile.teacher_of(config))
+    assert teacher.config.backbone == "resnet16_half" and run.record["teacher"] == teacher.name != study.teacher().name
+    assert [found.name for found in find(study, [config])] == [run.name]
 
 
 def test_the_students_window_is_the_teachers(study, tmp_path, monkeypatch):
@@ -286,6 +297,19 @@ def test_maps_that_are_the_box_agree_with_it_and_maps_elsewhere_do_not():
     assert values["energy"][:3] == pytest.approx([1, 0, 0], abs=1e-6) and values["iou"][:3] == pytest.approx([1, 0, 0], abs=1e-6)
     assert values["energy"][3] == pytest.approx(0.5) and values["iou"][3] == pytest.approx(0.5)
     assert all(v.dtype == float and v.shape == (4,) for v in values.values())
+
+
+def test_evaluation_looks_where_the_asked_layer_does(study):
+    torch.manual_seed(0)
+    config, rows = study.profile.run("baseline").with_(output_stride=32), np.arange(5)
+    net = build(config, 5).eval()
+    frames = ViewLoader(study.store, rows, config, training=False).views(rows)[0]
+    tables = {layer: evaluate(net, study.store, study.cohort, rows, config.with_(cam_layer=layer)) for layer in CAM_LAYERS}
+    for layer, side in (("last", 2), ("previous", 4)):
+        cams = explain(net, frames, layer=layer)[1]
+        assert cams.shape == (5, side, side)
+        assert tables[layer][["peak_x", "peak_y"]].to_numpy() == pytest.approx(peak(cams).numpy(), abs=1e-6)
+    assert not tables["last"]["energy"].equals(tables["previous"]["energy"]) and tables["last"]["p1"].equals(tables["previous"]["p1"])
 
 
 def test_evaluation_leaves_the_network_as_it_was(study):

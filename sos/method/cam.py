@@ -1,7 +1,10 @@
 """Grad-CAM as tensor functions (Selvaraju et al. 2017), able to carry gradient, and what can be asked of a heat map."""
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 PICTURE = 32  # cells a side of the map of a picture of which a network chose to see a window
@@ -27,19 +30,51 @@ def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, target[:, None])[:, 0] - logits.mean(1)
 
 
-def explain(net, x: torch.Tensor, target: torch.Tensor | None = None):
-    """Look and Grad-CAM of a batch, only the head differentiated: costs one forward pass.
+def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str = "last"):
+    """Look and Grad-CAM of a batch, only what follows the explained map differentiated: at the `last` layer the head, so one forward pass.
 
-    target: (b,) class to explain; the decided one where None. Returns (Look, (b, h, w)), both detached, the map over the whole picture; the
-    net's mode is left as it is.
+    target: (b,) class to explain; the decided one where None. layer: see `map_of`. Returns (Look, (b, h, w)), both detached, the map over
+    the whole of x; the net's mode is left as it is.
     """
     with torch.no_grad():
-        seen = net.look(x)
+        picture, window = net.view(x)
+        features = map_of(net, picture, layer)
     with torch.enable_grad():
-        look = net.judge(seen.features.requires_grad_())
+        look = judge_map(net, features.requires_grad_(), layer)
         target = look.logits.argmax(1) if target is None else target
-        cam = grad_cam(look.features, class_score(look.logits, target)).detach()
-    return type(look)(seen.features.detach(), look.spatial.detach(), look.logits.detach(), seen.window), over_picture(cam, seen.window)
+        cam = grad_cam(features, class_score(look.logits, target)).detach()
+    seen = (look.features.detach(), look.spatial.detach(), look.logits.detach())
+    return type(look)(*seen, window), over_picture(cam, window)
+
+
+def map_of(net, x: torch.Tensor, layer: str = "last") -> torch.Tensor:
+    """(b, c, h, w) float32, the feature map that Grad-CAM explains: the `last`, which the head judges, or the `previous`, which the last
+    downsampling stage of the backbone is given: of stride 16, less deep, and twice as fine as the last where output_stride is 32."""
+    if layer == "last":
+        return net.features(x)
+    return net.of(net.body[:net.body.last_stage], x)
+
+
+def judge_map(net, features: torch.Tensor, layer: str = "last"):
+    """Look of a batch from its `map_of`. From the `previous` map the last stage and the head answer as in evaluation, whatever the mode: norms
+    over a batch would take out of the gradient just that mean over places that Grad-CAM weights a channel with, and tie images together."""
+    if layer == "last":
+        return net.judge(features)
+    stage = net.body[net.body.last_stage:]
+    with _evaluating(stage, net.head):
+        return net.judge(net.of(stage, features))
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module):
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def unit_mass(cam: torch.Tensor, floor: float = 0.05) -> torch.Tensor:

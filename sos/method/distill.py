@@ -6,7 +6,7 @@ from fastai.callback.core import Callback
 from fastai.callback.hook import Hook
 
 from ..config import RunConfig
-from .cam import class_score, explain, grad_cam, over_picture, paste
+from .cam import class_score, explain, grad_cam, judge_map, over_picture, paste
 from .losses import attention_distance, spatial_distillation
 from .models import Look, StagingNet
 from .zoom import ZoomNet, aim_distance
@@ -15,16 +15,19 @@ TERMS = ("L_cls", "L_dist", "L_attn")  # of the paper; a student that looks twic
 
 
 def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, window: torch.Tensor, target: torch.Tensor,
-                       config: RunConfig) -> dict[str, torch.Tensor]:
-    """L_cls, L_dist, L_attn and, of a student that looks twice, L_aim of a batch, unweighted; a term whose weight is 0 is computed without gradient, for the log alone.
+                       config: RunConfig, previous: tuple[torch.Tensor, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """L_cls, L_dist, L_attn and, of a student that looks twice, L_aim of a batch, unweighted; a term whose weight is 0 is computed without
+    gradient, for the log alone.
 
     student: Look of the frames, its graph alive. teacher: Look of the windows. teacher_cam: (b, h, w) Grad-CAM in the window. window:
-    (b, 4) in frame coordinates. target: (b,) stages counted from 0.
+    (b, 4) in frame coordinates. target: (b,) stages counted from 0. previous: where cam_layer is `previous`, the student's map of that layer
+    and the logits that `judge_map` makes of it, graph alive.
     """
+    features, logits = (student.features, student.logits) if previous is None else previous
     explained = teacher.logits.argmax(1) if config.cam_target == "teacher" else target
 
     def attention():
-        cam = grad_cam(student.features, class_score(student.logits, explained), create_graph=config.w_attn > 0)
+        cam = grad_cam(features, class_score(logits, explained), create_graph=config.w_attn > 0)
         cam = over_picture(cam, student.window if student.window is None else student.window.detach())
         return attention_distance(cam, paste(teacher_cam, window, cam.shape[-1]), config.attn_distance)
 
@@ -47,7 +50,8 @@ class Distillation(Callback):
         with Distillation(student, teacher, config) as distillation:
             Learner(dls, student, ..., cbs=distillation).fit(...)
 
-    so that the teacher is frozen inside, and its mode and the student's hook are as before afterwards, whatever happens.
+    so that the teacher is frozen inside, and its mode and the student's hooks are as before afterwards, whatever happens. The student's
+    `cam_layer` is that of both networks' maps, which would not be alike otherwise.
     """
 
     run_valid = False
@@ -61,12 +65,17 @@ class Distillation(Callback):
         self.teacher.eval()
         self.hook = Hook(self.student.head, lambda module, features, spatial: (features[0], spatial), detach=False)
         self.aimed = Hook(self.student.aim, lambda module, features, window: window, detach=False) if isinstance(self.student, ZoomNet) else None
+        self.lower = None
+        if self.config.cam_layer == "previous":
+            self.lower = Hook(self.student.body[self.student.body.last_stage - 1], lambda module, inputs, output: output, detach=False)
         return self
 
     def __exit__(self, *_):
         self.hook.remove()
         if self.aimed:
             self.aimed.remove()
+        if self.lower is not None:
+            self.lower.remove()
         self.teacher.train(self.teacher_mode)
 
     def before_epoch(self):
@@ -81,8 +90,13 @@ class Distillation(Callback):
         own = self.aimed.stored if self.aimed else None
         (target,) = self.yb
         explained = None if self.config.cam_target == "teacher" else target
-        teacher, teacher_cam = explain(self.teacher, self.window_picture, explained)
-        terms = distillation_terms(Look(features, spatial, self.pred, own), teacher, teacher_cam, self.window, target, self.config)
+        teacher, teacher_cam = explain(self.teacher, self.window_picture, explained, self.config.cam_layer)
+        previous = None
+        if self.lower is not None:
+            lower = self.lower.stored.float()
+            previous = lower, judge_map(self.student, lower, "previous").logits
+        look = Look(features, spatial, self.pred, own)
+        terms = distillation_terms(look, teacher, teacher_cam, self.window, target, self.config, previous)
         self.learn.loss_grad = sum(getattr(self.config, _WEIGHT[name]) * term for name, term in terms.items())
         self.learn.loss = self.learn.loss_grad.detach().clone()
         for name, term in terms.items():

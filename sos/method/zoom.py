@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .models import Head, Look, StagingNet
+from .models import Head, StagingNet
 
 TYPICAL_SIDE = 0.4  # of the frame: side of the window before any training
 REACH = 0.25  # of the frame, in each direction: how far the fine correction can move the centre of the window
@@ -55,10 +55,9 @@ class ZoomNet(StagingNet):
         small = F.interpolate(x, size=(self.glance_px, self.glance_px), mode="area")
         return self.aim(self.of(self.glance, small))
 
-    def look(self, x: torch.Tensor) -> Look:
+    def view(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         window = self.where(x)
-        seen = gaze(x, window if self.aim_gradient else window.detach(), self.gaze_px)
-        return self.judge(self.features(seen))._replace(window=window)
+        return gaze(x, window if self.aim_gradient else window.detach(), self.gaze_px), window
 
 
 def gaze(x: torch.Tensor, window: torch.Tensor, size_px: int) -> torch.Tensor:

@@ -57,7 +57,7 @@ def look_with(study: Study, net: StagingNet, config: RunConfig, rows, target: to
     looks, cams = [], []
     for i in range(0, len(rows), loader.bs):
         chosen = None if target is None else target[i:i + loader.bs].to(study.device)
-        seen, cam = explain(net, loader.views(rows[i:i + loader.bs])[0], chosen)
+        seen, cam = explain(net, loader.views(rows[i:i + loader.bs])[0], chosen, config.cam_layer)
         looks.append([part if part is None else part.cpu() for part in seen])
         cams.append(cam.cpu())
     return Look(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*looks, strict=True))), torch.cat(cams)
@@ -125,7 +125,7 @@ def _maps(study: Study, run: Run, split: str) -> torch.Tensor:
 
 def _unlearned(config: RunConfig) -> RunConfig:
     """What the controls depend on: runs that differ in their training alone share them."""
-    names = ("backbone", "output_stride", "frame_px", "batch_size", "precision")
+    names = ("backbone", "output_stride", "cam_layer", "frame_px", "batch_size", "precision")
     return RunConfig(role="baseline", **{name: getattr(config, name) for name in names})
 
 

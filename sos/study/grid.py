@@ -21,19 +21,20 @@ class Job:
 
 
 def plan(profile: Profile) -> list[Job]:
-    """All runs of a profile, each once: teachers, baselines and students of all seeds, then ablations, whose weights nobody needs.
+    """All runs of a profile, each once: teachers, baselines and students of all seeds, then ablations and other networks,
+    whose weights nobody needs unless they teach.
 
-    A student needs the teacher of its seed. An ablation that equals a main run is that run.
+    A student needs its teacher, see `Profile.teacher_of`. An ablation that equals a main run is that run.
     """
     main = [profile.run(model, seed) for model in MODELS for seed in profile.seeds]
-    varied = [config for configs in profile.ablations().values() for config in configs]
-    taught = [profile.run("teacher", config.seed) for config in varied if config.role == "student"]  # of seeds only ablations use
+    varied = [config for configs in (profile.ablations() | profile.networks()).values() for config in configs]
+    taught = [profile.teacher_of(config) for config in varied if config.role == "student"]  # of seeds and backbones only these use
     kept = list(dict.fromkeys(main + taught))
     kept.sort(key=lambda config: ROLES.index(config.role))
     order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
     jobs = []
     for config in order:
-        needs = (order.index(profile.run("teacher", config.seed)),) if config.role == "student" else ()
+        needs = (order.index(profile.teacher_of(config)),) if config.role == "student" else ()
         jobs.append(Job(config, config in kept, needs))
     return jobs
 
@@ -61,7 +62,7 @@ def find(study: Study, configs: list[RunConfig]) -> list[Run]:
     data = _data(study)
     runs = []
     for config in configs if data else []:
-        teacher = find(study, [study.profile.run("teacher", config.seed)]) if config.role == "student" else None
+        teacher = find(study, [study.profile.teacher_of(config)]) if config.role == "student" else None
         if teacher == []:
             continue
         name = run_name(config, data, study.profile.scheme, teacher[0].name if teacher else None)

@@ -28,6 +28,7 @@ from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
 from ..method.distill import Distillation
 from ..method.models import StagingNet, build
+from ..method.progressive import Progressive
 from ..phantom.write import write_cohort
 from ..stages import get_scheme
 from .metrics import measure
@@ -81,7 +82,7 @@ class Study:
         keep_weights: False where only metrics and predictions are asked for; the profile's own main runs keep theirs always.
         """
         keep_weights = keep_weights or config in [self.profile.run(model, seed) for model in MODELS for seed in self.profile.seeds]
-        teacher = self.teacher(config.seed) if config.role == "student" else None
+        teacher = self.obtain(self.profile.teacher_of(config)) if config.role == "student" else None
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
         if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
             self._train(config, teacher, path, keep_weights)
@@ -143,7 +144,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
     learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=nn.CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=adamw),
                     splitter=decayed_and_not, wd=[config.weight_decay, 0.0], metrics=accuracy, path=checkpoint.parent)
     keeper = Checkpoints(checkpoint, config)
-    with learn.no_bar(), learn.no_logging():
+    with learn.no_bar(), learn.no_logging(), Progressive(net, config.progressive) as growth, learn.added_cbs(growth):
         if teacher is None:
             keeper.fit(learn)
         else:
@@ -246,7 +247,7 @@ def evaluate(net: StagingNet, store: PixelStore, cohort: Cohort, rows: np.ndarra
     loader = ViewLoader(store, rows, config, training=False, device=device)
     looks, cams, chosen = [], [], []
     for i in range(0, len(rows), loader.bs):
-        look, cam = explain(net, loader.views(np.asarray(rows[i:i + loader.bs]), mirrored)[0])
+        look, cam = explain(net, loader.views(np.asarray(rows[i:i + loader.bs]), mirrored)[0], layer=config.cam_layer)
         looks.append(look.logits.cpu())
         cams.append(cam.cpu())
         chosen += [] if look.window is None else [look.window.cpu()]

@@ -1,0 +1,155 @@
+"""Backbones: torchvision's networks without their classifiers, for one grey channel, and what this study adds to them.
+
+Each is a `Sequential` from a picture to the last feature map. Its `last_stage` is the place of the child with which the last downsampling
+stage begins: the children before make the map that Grad-CAM explains where `cam_layer` is `previous`.
+"""
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.convnext import CNBlock
+from torchvision.models.efficientnet import MBConv
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from ..errors import ConfigError, RunError
+
+
+def make_body(name: str, output_stride: int, pretrained: bool = False) -> tuple[nn.Sequential, int]:
+    """The backbone `name` for (b, 1, h, w), and the channels of its last map.
+
+    output_stride: 32 as published, or 16: the last downsampling step is left out, so that the map has twice as many cells a side.
+    pretrained: torchvision's ImageNet weights, the stem's three colours summed into one; RunError where they cannot be fetched.
+    """
+    try:
+        body, channels = _BODIES[name](pretrained)
+    except OSError as error:  # urllib's URLError is one
+        raise RunError(f"ImageNet weights of {name} cannot be fetched ({error}); go online once, or set pretrained=false") from None
+    _grey_stem(body)
+    body.last_stage = max(place for place, child in enumerate(body) if _strided(child))
+    if output_stride == 16:
+        _keep_last_stride(body)
+    return body, channels
+
+
+def residual_blocks(body: nn.Module) -> list[nn.Module]:
+    """Blocks x + f(x) whose shortcut changes neither size nor channels, from shallow to deep: without f each of them is the identity.
+
+    A ResNet block puts a ReLU behind the sum; its input comes from another ReLU, so that nothing is cut off.
+    """
+    return [block for block in body.modules() if isinstance(block, CNBlock)
+            or isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is None
+            or isinstance(block, MBConv) and block.use_res_connect]
+
+
+class HalfResNet(ResNet):
+    """ResNet of basic blocks with half of ResNet-18's channels, stem included: its maps are the largest, and so the dearest in a small network.
+
+    blocks: in each of the four stages. (2, 2, 2, 2) is ResNet-18. At output stride 16 its last stage alone takes more than half of all
+    operations; (2, 2, 2, 1), sixteen layers, leaves out its second block and with it three tenths of them.
+    """
+
+    def __init__(self, *blocks: int):
+        super().__init__(BasicBlock, list(blocks))
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == 64:  # the first stage: the stem has just been made
+            self.inplanes = 32
+            self.conv1 = nn.Conv2d(3, 32, kernel_size=7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(32)
+        return super()._make_layer(block, planes // 2, blocks, stride, dilate)
+
+
+class ConvAttention(nn.Module):
+    """Convolutional block attention module, CBAM (Woo et al. 2018): features (b, c, h, w) times a gate for each channel, then for each place.
+
+    Channel gate (b, c, 1, 1) = σ(MLP(mean over places) + MLP(maximum over places)), the MLP's hidden layer `reduction` times narrower.
+    Place gate (b, 1, h, w) = σ(7×7 convolution of the mean and the maximum over channels of the features gated so far).
+
+    The paper on crops that has "ConvNeXt + Conv Attention" as its best network does not tell its module in public. This one is what the name
+    usually stands for, follows the backbone's last stage, and is the whole of our `convnext_tiny_attention` beside ConvNeXt.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, kernel: int = 7):  # both as published
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(), nn.Conv2d(channels // reduction, channels, 1))
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
+
+    def channel_gate(self, features: torch.Tensor) -> torch.Tensor:
+        """(b, c, 1, 1) in (0, 1)."""
+        return torch.sigmoid(self.mlp(features.mean((2, 3), keepdim=True)) + self.mlp(features.amax((2, 3), keepdim=True)))
+
+    def place_gate(self, features: torch.Tensor) -> torch.Tensor:
+        """(b, 1, h, w) in (0, 1)."""
+        return torch.sigmoid(self.conv(torch.cat([features.mean(1, keepdim=True), features.amax(1, keepdim=True)], 1)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = self.channel_gate(features) * features
+        return self.place_gate(features) * features
+
+
+def _resnet(make):
+    def body(pretrained):
+        net = make("DEFAULT" if pretrained else None)
+        layers = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4]
+        return nn.Sequential(*layers), net.inplanes  # channels of the last stage
+    return body
+
+
+def _half_resnet(*blocks):
+    def make(weights):
+        if weights:
+            raise ConfigError("resnet16_half and resnet18_half have no ImageNet weights; choose resnet18, or pretrained=false")
+        return HalfResNet(*blocks)
+    return _resnet(make)
+
+
+def _features(make):
+    def body(pretrained):
+        net = make(weights="DEFAULT" if pretrained else None)
+        return net.features, [m for m in net.classifier if isinstance(m, nn.Linear)][-1].in_features
+    return body
+
+
+def _attentive(make):
+    def body(pretrained):
+        features, channels = make(pretrained)  # ImageNet's weights are of these; the attention has to be learned
+        return nn.Sequential(*features, ConvAttention(channels)), channels
+    return body
+
+
+_CONVNEXT_TINY = _features(torchvision.models.convnext_tiny)
+_BODIES = {
+    "resnet16_half": _half_resnet(2, 2, 2, 1),
+    "resnet18_half": _half_resnet(2, 2, 2, 2),
+    "resnet18": _resnet(lambda weights: torchvision.models.resnet18(weights=weights)),
+    "resnet50": _resnet(lambda weights: torchvision.models.resnet50(weights=weights)),
+    "efficientnet_b0": _features(torchvision.models.efficientnet_b0),
+    "convnext_tiny": _CONVNEXT_TINY,
+    "convnext_tiny_attention": _attentive(_CONVNEXT_TINY),
+}
+
+
+def _grey_stem(body: nn.Module) -> None:
+    """Make the first convolution take one channel; its weights over the colours are summed, so that a grey image gives what RGB gave."""
+    owner, name, stem = next((owner, name, child) for owner in body.modules() for name, child in owner.named_children()
+                             if isinstance(child, nn.Conv2d))
+    grey = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None)
+    with torch.no_grad():
+        grey.weight.copy_(stem.weight.sum(1, keepdim=True))
+        if stem.bias is not None:
+            grey.bias.copy_(stem.bias)
+    setattr(owner, name, grey)
+
+
+def _strided(body: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in body.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+
+
+def _keep_last_stride(body: nn.Module) -> None:
+    """Set the stride of the last downsampling stage to 1: its strided 3×3 (or ConvNeXt's 2×2) convolution and its shortcut."""
+    strided = _strided(body)
+    last = strided[-1]
+    for conv in strided[-2:] if last.kernel_size == (1, 1) else [last]:  # a ResNet stage strides in its block and in its 1×1 shortcut
+        conv.stride = (1, 1)
+        if conv.kernel_size == (2, 2):
+            conv.padding = "same"  # an even kernel would shrink the map by one cell
