@@ -232,6 +232,19 @@ def trained():
     return student, teacher, before, start, distillation, learn
 
 
+def test_a_student_that_looks_twice_is_taught_where_to_look():
+    config = CONFIG.with_(looks=2, glance_px=32, window_px=32, w_aim=3.0)
+    student, learn_losses = network(0, config), BatchLosses()
+    learn = learner(student, config, cbs=learn_losses)
+    before = [p.clone() for p in student.aim.parameters()]
+    with Distillation(student, network(1), config) as distillation, learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3, cbs=distillation)
+    (row,) = distillation.history
+    assert list(row) == ["L_cls", "L_dist", "L_attn", "L_aim"] and row["L_aim"] > 0
+    assert not any(torch.equal(a, b) for a, b in zip(before, student.aim.parameters(), strict=True))
+    assert not student.aim._forward_hooks and not student.head._forward_hooks
+
+
 def test_training_changes_the_student_and_not_one_number_of_the_teacher(trained):
     student, teacher, before, start, *_ = trained
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())  # the norms' statistics too

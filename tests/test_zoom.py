@@ -89,6 +89,8 @@ def test_aim_distance_by_hand():
     assert aim_distance(own, other).item() == pytest.approx((0.2 - 0.05) / 3, rel=1e-5)
     own = torch.tensor([[-0.25, -0.25, 0.75, 0.75]])  # twice as large
     assert aim_distance(own, other).item() == pytest.approx((torch.log(torch.tensor(2.0)).item() - 0.05) / 3, rel=1e-5)
+    moved = own + 0.35 * torch.tensor([1.0, 0.0, 1.0, 0.0])  # that one's sides count, not its own
+    assert aim_distance(moved, other).item() == pytest.approx((0.7 - 0.05 + torch.log(torch.tensor(2.0)).item() - 0.05) / 3, rel=1e-5)
     assert aim_distance(3 * own, 3 * other).item() == pytest.approx(aim_distance(own, other).item(), rel=1e-5)  # in sides, not in frames
 
 
