@@ -15,11 +15,13 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-ROLES = ("teacher", "baseline", "student")
+MAIN_ROLES = ("teacher", "baseline", "student")  # the three models of the paper
+ROLES = (*MAIN_ROLES, "detector")
+TAUGHT_ROLES = ("student", "detector")  # those whose run needs the teacher of the same seed: to learn from, or to stage what was found
 BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
-EVIDENCES = ("share", "plain")
+EVIDENCES = ("share", "plain", "none")
 STUDENT_INITS = ("teacher", "scratch")
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -48,7 +50,7 @@ _RANGES = (
     (("lr", "temperature", "window_scale"), lambda value: 0 < value < math.inf, "above 0"),
     (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn"),
      lambda value: 0 <= value < math.inf, "0 or above"),
-    (("flip",), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
+    (("flip", "min_score"), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
     (("dropout",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
 )
 
@@ -57,7 +59,7 @@ _RANGES = (
 class RunConfig:
     """One training run. Flat, typed; its resolved form and its data name the folder of the run."""
 
-    role: str = "student"  # teacher: expert's window; baseline: full frame, plain; student: full frame, distilled
+    role: str = "student"  # teacher: expert's window; baseline: full frame, plain; student: full frame, distilled; detector: finds the window
     seed: int = 0
 
     # network
@@ -98,6 +100,9 @@ class RunConfig:
     cam_target: str = "label"  # whose class both Grad-CAMs explain in training: the reader's label, or the teacher's decision
     student_init: str = "scratch"  # or teacher: begin from the teacher's weights (same backbone only)
 
+    # detector only
+    min_score: float = 0.2  # a box is an answer above this score, else the joint is missed; FCOS's own default in torchvision
+
     def __post_init__(self):
         _check_types(self)
         for name, allowed in (("role", ROLES), ("backbone", BACKBONES), ("attn_distance", ATTENTION_DISTANCES), ("cam_target", CAM_TARGETS),
@@ -116,7 +121,8 @@ class RunConfig:
         """What this run depends on: fields that its role does not use are left out, so that changing them leaves the run as it is."""
         values = asdict(self)
         window = ("window_px", "window_scale")  # a student learns from its teacher's own window
-        unused = {"teacher": (*_DISTILLATION, "frame_px"), "baseline": (*_DISTILLATION, *window), "student": window}
+        unused = {"teacher": (*_DISTILLATION, "frame_px", "min_score"), "baseline": (*_DISTILLATION, *window, "min_score"),
+                  "student": (*window, "min_score"), "detector": (*_DISTILLATION, *window)}
         return {key: value for key, value in values.items() if key not in unused[self.role]}
 
     def with_(self, **changes) -> "RunConfig":
@@ -124,6 +130,8 @@ class RunConfig:
         return replace(self, **_known(RunConfig, changes))
 
 
+PLAIN, CROP_TEACHER, PIPELINE = "plain full-image network", "crop teacher (needs a person)", "detector, then teacher"
+LOGIT_ONLY, DISTILLED, STARTED = "logit-only distillation", "distilled student", "student started from the teacher"
 _DISTILLATION = ("w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init")
 
 
@@ -138,6 +146,9 @@ class Profile:
     teacher: RunConfig
     baseline: RunConfig
     student: RunConfig
+    detector: RunConfig
+    competitors_trained: tuple[str, ...] = ()  # those of `competitors` that this profile makes, beside the main runs; others: not yet run
+    latency_images: int = 40  # on which the time from pixels to stage is measured, one at a time
     scheme: str = "bassed5"
     valid_share: float = 0.10
     test_share: float = 0.25
@@ -149,8 +160,13 @@ class Profile:
     difficulties: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)  # of fresh virtual patients on whom the trained networks are tested
     difficulty_patients: int = 500  # of them, the same people at each difficulty
 
+    def __post_init__(self):
+        for name in self.competitors_trained:
+            if name not in self.competitors():
+                raise ConfigError(f"no competitor '{name}'; known: {', '.join(self.competitors())}")
+
     def run(self, role: str, seed: int | None = None) -> RunConfig:
-        """The main run of `role` with `seed` (the profile's first where None)."""
+        """The run of `role` with `seed` (the profile's first where None)."""
         if role not in ROLES:
             raise ConfigError(f"no role '{role}'; known: {', '.join(ROLES)}")
         return getattr(self, role).with_(seed=self.seeds[0] if seed is None else seed)
@@ -176,6 +192,20 @@ class Profile:
                                                      for seed in self.ablation_seeds]
         return rows
 
+    def competitors(self) -> dict[str, list[RunConfig]]:
+        """Rows of the table of competitors: every way from a whole image to a stage, one run a seed. The main runs are among them."""
+        student = self.student
+        configs = {
+            PLAIN: self.baseline,
+            CROP_TEACHER: self.teacher,
+            PIPELINE: self.detector,
+            # Hinton et al. 2015: the teacher's answers for images, and nothing of where they come from
+            LOGIT_ONLY: student.with_(w_attn=0.0, evidence="none"),
+            DISTILLED: student,
+            STARTED: student.with_(student_init="teacher"),
+        }
+        return {name: [config.with_(seed=seed) for seed in self.seeds] for name, config in configs.items()}
+
     def resolved(self) -> dict:
         """Every number of the profile, as saved beside its results."""
         values = asdict(self)
@@ -184,10 +214,13 @@ class Profile:
         return values
 
 
-def _profile(name, *, common, teacher=None, baseline=None, student=None, **rest) -> Profile:
+EVERY_COMPETITOR = (PIPELINE, LOGIT_ONLY, STARTED)  # beside the main runs
+
+
+def _profile(name, *, common, teacher=None, baseline=None, student=None, detector=None, **rest) -> Profile:
     common = RunConfig(**common)
     return Profile(name=name, teacher=common.with_(role="teacher", **(teacher or {})), baseline=common.with_(role="baseline", **(baseline or {})),
-                   student=common.with_(role="student", **(student or {})), **rest)
+                   student=common.with_(role="student", **(student or {})), detector=common.with_(role="detector", **(detector or {})), **rest)
 
 
 PROFILES = {
@@ -195,10 +228,11 @@ PROFILES = {
     for profile in (
         # minutes on two cores: shows that everything runs; its figures mean nothing
         _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, temperatures=(1.0, 3.0), native_px=512,
-                 difficulties=(0.0, 1.0, 2.0), difficulty_patients=24,
+                 difficulties=(0.0, 1.0, 2.0), difficulty_patients=24, competitors_trained=EVERY_COMPETITOR,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16)),
         # at most 20 minutes on two cores: shows the effects
         _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
+                 competitors_trained=(PIPELINE,),  # the others cost as much as a student each
                  difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
                  # few epochs: on whole images small batches, for more steps, and little variation beside that of patients and scanners;
                  # on crops, which are learned by heart soon, more of it
@@ -206,7 +240,8 @@ PROFILES = {
                  teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06)),
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
-                 temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024,
+                 temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024, competitors_trained=EVERY_COMPETITOR,
+                 detector=dict(epochs=30),
                  common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3)),
     )
 }

@@ -93,7 +93,8 @@ def test_impossible_choice_names_the_possible_ones(change):
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": -1}, {"frame_px": 0}, {"window_px": 0}, {"temperature": 0.0},
                                     {"temperature": -3.0}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"window_scale": 0.0},
                                     {"weight_decay": -0.1}, {"w_cls": -1.0}, {"w_dist": float("nan")}, {"w_attn": -0.5}, {"noise": -0.01},
-                                    {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1}])
+                                    {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1},
+                                    {"min_score": 1.5}, {"min_score": -0.1}])
 def test_impossible_number_is_an_error(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* must be "):
@@ -115,7 +116,8 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px"},
-           "student": {"frame_px", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init"}}
+           "student": {"frame_px", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target", "student_init"},
+           "detector": {"frame_px", "min_score"}}
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sos.config import get_profile
+from sos.config import TAUGHT_ROLES, get_profile
 from sos.errors import ConfigError, RunError
 from sos.study import grid, result_figures, results, tables
 from sos.study.metrics import difference, gap_closed, measure
@@ -41,7 +41,7 @@ def predictions(cohort, wrong: int, pointed: float | None = None) -> pd.DataFram
 def write_run(study, config, table, weights=False, mirrored=None):
     """A finished run of `config` with those predictions, for mirrored images the same unless given, as training would have left it."""
     teacher = None
-    if config.role == "student":
+    if config.role in TAUGHT_ROLES:
         teacher = run_name(study.profile.run("teacher", config.seed), study.store.digest, study.profile.scheme)
     path = study.folder / "models" / run_name(config, study.store.digest, study.profile.scheme, teacher)
     shutil.rmtree(path, ignore_errors=True)
@@ -60,8 +60,10 @@ def write_run(study, config, table, weights=False, mirrored=None):
         (path / f"{name}.json").write_text(json.dumps(value))
     if weights:
         from sos.method.models import build
+        from sos.study.detector import Detector
 
-        save_weights(round_weights(build(config, STAGES).state_dict()), path / "weights.safetensors")
+        net = Detector(config) if config.role == "detector" else build(config, STAGES)
+        save_weights(round_weights(net.state_dict()), path / "weights.safetensors")
     return Run(path)
 
 
@@ -184,9 +186,10 @@ def test_plan_has_each_run_once_and_what_it_needs_before_it(name):
     for place, job in enumerate(jobs):
         assert all(need < place for need in job.needs)
         teachers = [jobs[need].config for need in job.needs]
-        assert teachers == ([profile.run("teacher", job.config.seed)] if job.config.role == "student" else [])
+        assert teachers == ([profile.run("teacher", job.config.seed)] if job.config.role in TAUGHT_ROLES else [])
     main = {profile.run(role, seed) for role in WRONG for seed in profile.seeds}
-    assert {job.config for job in jobs if job.keep_weights} == main
+    competitors = {config for name in profile.competitors_trained for config in profile.competitors()[name]}
+    assert {job.config for job in jobs if job.keep_weights} == main | competitors
 
 
 def test_run_grid_obtains_every_job_in_the_order_of_the_plan(monkeypatch):

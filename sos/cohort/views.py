@@ -97,7 +97,8 @@ class ViewLoader(DataLoader):
     """fastai loader of views; `role` decides what is in a batch.
 
     teacher: (window picture, target). baseline: (frame, target). student in training: (frame, window picture, window, target) with both
-    pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target).
+    pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target). detector: (frame, box), the
+    expert's (b, 4) in frame coordinates.
     The order and the transforms of epoch e depend on (seed, e) alone, so that training goes on after a stop exactly as it would have.
     """
 
@@ -131,10 +132,13 @@ class ViewLoader(DataLoader):
             finish = lambda picture: normalise(light.shine(picture / 255, self.generator))  # noqa: E731
         else:
             scene, finish = still_scene(sizes, mirrored), lambda picture: normalise(picture / 255)
-        window = square_window(scene.box_to_frame(boxes), self.window_scale)
+        boxes = scene.box_to_frame(boxes)
+        window = square_window(boxes, self.window_scale)
         if config.role == "teacher":
             return finish(camera(native, scene, self.window_px, window)), target
         frame = finish(camera(native, scene, config.frame_px))
+        if config.role == "detector":
+            return frame, boxes
         if config.role == "student" and self.training:
             return frame, finish(camera(native, scene, self.window_px, window)), window, target
         return frame, target

@@ -37,13 +37,16 @@ def spatial_distillation(student, teacher, window: torch.Tensor, temperature: fl
     the *whole* frame, of which the window is a small share s. evidence: `share` compares the teacher's spatial logits with s times the
     student's, what these positions add to the student's image logits: a student that repeats the teacher inside the window and is silent
     outside then agrees with it on the image too. `plain` compares them as they are, which asks for both of two things that exclude each other.
+    `none` leaves spatial logits out: distillation as Hinton et al. 2015 have it.
     """
+    if evidence == "none":
+        return distillation_kl(student.logits, teacher.logits, temperature)
     inside = align(student.spatial, window, teacher.spatial.shape[2:])
     if evidence == "share":
         seen = window.clamp(0, 1)
         inside = inside * ((seen[:, 2] - seen[:, 0]) * (seen[:, 3] - seen[:, 1]))[:, None, None, None]
     elif evidence != "plain":
-        raise ConfigError(f"no evidence '{evidence}'; known: share, plain")
+        raise ConfigError(f"no evidence '{evidence}'; known: share, plain, none")
     return distillation_kl(inside, teacher.spatial, temperature) + distillation_kl(student.logits, teacher.logits, temperature)
 
 

@@ -6,7 +6,7 @@ The plan is data and knows nothing of how it is carried out: one process, severa
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Profile, RunConfig
+from ..config import MAIN_ROLES, ROLES, TAUGHT_ROLES, Profile, RunConfig
 from .runs import Run, find_runs, run_name, training_code
 from .training import Study
 
@@ -21,19 +21,20 @@ class Job:
 
 
 def plan(profile: Profile) -> list[Job]:
-    """All runs of a profile, each once: teachers, baselines and students of all seeds, then ablations, whose weights nobody needs.
+    """All runs of a profile, each once: teachers, baselines, students, competitors of all seeds, then ablations, whose weights nobody needs.
 
-    A student needs the teacher of its seed. An ablation that equals a main run is that run.
+    A student or a detector needs the teacher of its seed. An ablation that equals a main run is that run.
     """
-    main = [profile.run(role, seed) for role in ("teacher", "baseline", "student") for seed in profile.seeds]
+    main = [profile.run(role, seed) for role in MAIN_ROLES for seed in profile.seeds]
+    competitors = [config for name in profile.competitors_trained for config in profile.competitors()[name]]
     varied = [config for configs in profile.ablations().values() for config in configs]
-    taught = [profile.run("teacher", config.seed) for config in varied if config.role == "student"]  # of seeds only ablations use
-    kept = list(dict.fromkeys(main + taught))
-    kept.sort(key=lambda config: ("teacher", "baseline", "student").index(config.role))
+    taught = [profile.run("teacher", config.seed) for config in varied if config.role in TAUGHT_ROLES]  # of seeds only ablations use
+    kept = list(dict.fromkeys(main + competitors + taught))
+    kept.sort(key=lambda config: ROLES.index(config.role))
     order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
     jobs = []
     for config in order:
-        needs = (order.index(profile.run("teacher", config.seed)),) if config.role == "student" else ()
+        needs = (order.index(profile.run("teacher", config.seed)),) if config.role in TAUGHT_ROLES else ()
         jobs.append(Job(config, config in kept, needs))
     return jobs
 
@@ -61,7 +62,7 @@ def find(study: Study, configs: list[RunConfig]) -> list[Run]:
     data = _data(study)
     runs = []
     for config in configs if data else []:
-        teacher = find(study, [study.profile.run("teacher", config.seed)]) if config.role == "student" else None
+        teacher = find(study, [study.profile.run("teacher", config.seed)]) if config.role in TAUGHT_ROLES else None
         if teacher == []:
             continue
         name = run_name(config, data, study.profile.scheme, teacher[0].name if teacher else None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import ROLES, RunConfig
+from ..config import MAIN_ROLES, RunConfig
 from . import trust
 from .grid import find, has_cohort
 from .metrics import attention_metrics, interval, probability_columns, resamples, staging_metrics
@@ -37,7 +37,7 @@ TRUST = {
     "aurc_ideal": "AURC, ideal order", "aurc_random": "AURC, random order",
     **{f"{name}_{sex}": f"Spearman of {said} and age, {who}" for name, said in (("age", "expected stage"), ("label", "label"))
        for sex, who in (("F", "female"), ("M", "male"))}}
-METRIC_NAMES = STAGING | ATTENTION | TRUST
+METRIC_NAMES = STAGING | ATTENTION | TRUST | {"missed": "missed, %"}
 
 
 class Results:
@@ -58,7 +58,7 @@ class Results:
 
     def roles(self) -> dict[str, dict[int, Run]]:
         """role → seed → finished main run."""
-        return {role: self.role(role) for role in ROLES}
+        return {role: self.role(role) for role in MAIN_ROLES}
 
     def role(self, role: str) -> dict[int, Run]:
         """seed → finished main run of `role`."""
