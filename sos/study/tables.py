@@ -95,12 +95,15 @@ def competitors(results: Results) -> Table:
     configs = results.profile.competitors()
     groups = {name: results.of(asked) for name, asked in configs.items()}
     times, student = read_latency(results.study), groups[DISTILLED]
-    numbers = []
+    numbers, gaps = [], {}
     for name, runs in groups.items():
         row = {"model": name, "seeds": len(runs), "reference": bool(runs) and configs[name] == configs[DISTILLED]}
         known = {metric: results.summary(runs, metric) for metric in ("accuracy", "kappa", "pointing", "missed") if _has(results, runs, metric)}
+        gaps[name] = "–"
         if name not in (PLAIN, CROP_TEACHER):  # 0 and 1 by definition
-            known["gap"] = results.contrast("accuracy", closed, runs, groups[PLAIN], groups[CROP_TEACHER])
+            known["gap"] = gap = results.contrast("accuracy", closed, runs, groups[PLAIN], groups[CROP_TEACHER])
+            gap.pop("p", None)  # see comparisons
+            gaps[name] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
         row |= {f"{metric}_{key}": known.get(metric, {}).get(key, np.nan) for metric in ("accuracy", "kappa", "gap", "pointing", "missed")
                 for key in ("value", "low", "high", "sd")}
         against = {} if row["reference"] else results.contrast("accuracy", np.subtract, runs, student)
@@ -110,7 +113,7 @@ def competitors(results: Results) -> Table:
     data = pd.DataFrame(numbers)
     tested = data["difference_p"].dropna()
     data["difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
-    shown = pd.DataFrame([_competitor_row(row) for row in data.to_dict("records")])
+    shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]]) for row in data.to_dict("records")])
     notes = (_who(results) + " Gap closed: in accuracy. Pointing game: of a network its Grad-CAM's peak, of a detector the centre of the found "
              "box, inside the expert's.",
              f"Missed: no box with a score above {results.profile.detector.min_score:g}; the image stays in, as a wrong answer.",
@@ -123,16 +126,16 @@ def _has(results: Results, runs: dict[int, Run], metric: str) -> bool:
     return bool(runs) and metric in results.sampled(next(iter(runs.values())))
 
 
-def _competitor_row(row: dict) -> dict:
-    def text(metric, name=None):
+def _competitor_row(row: dict, gap: str) -> dict:
+    def text(metric):
         known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
-        return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(known, name or metric)
+        return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(known, metric)
 
     took = "{median_ms:.1f} ({low_ms:.1f} to {high_ms:.1f})".format(**row) if np.isfinite(row["median_ms"]) else NOT_YET
     person = " and a person" if row["model"] == CROP_TEACHER and took != NOT_YET else ""
     return {"model": row["model"], METRIC_NAMES["accuracy"]: text("accuracy"),
             f"accuracy against the {DISTILLED}": "reference" if row["reference"] else verdict(row["difference_value"], row["difference_p_holm"]),
-            METRIC_NAMES["kappa"]: text("kappa"), "gap closed": text("gap"), METRIC_NAMES["pointing"]: text("pointing"),
+            METRIC_NAMES["kappa"]: text("kappa"), "gap closed": gap if row["seeds"] else NOT_YET, METRIC_NAMES["pointing"]: text("pointing"),
             METRIC_NAMES["missed"]: text("missed"), "time an image, ms": took + person}
 
 
