@@ -315,6 +315,15 @@ def test_both_pictures_of_a_student_show_one_scene():
         assert (crop[i, 0] - expected)[inside].abs().mean() < 0.05 and expected[inside].std() > 0.1
 
 
+def test_a_teacher_sees_the_window_of_its_own_scale():
+    store, config = small_store(), RunConfig(role="teacher", batch_size=4, window_px=24, window_scale=1.5)
+    crop, _ = next(iter(ViewLoader(store, range(8), config, training=False)))
+    scene = still_scene(torch.from_numpy(store.sizes[:8]))
+    window = square_window(scene.box_to_frame(torch.from_numpy(store.boxes[:8])), 1.5)
+    expected = camera(torch.from_numpy(store.native(np.arange(8)))[:, None].float(), scene, 24, window)
+    assert torch.equal(crop, normalise(expected / 255))
+
+
 def test_a_student_sees_the_window_of_its_teacher():
     scale = {}
     for given_ in (1.0, 2.0):

@@ -102,11 +102,11 @@ class ViewLoader(DataLoader):
     The order and the transforms of epoch e depend on (seed, e) alone, so that training goes on after a stop exactly as it would have.
     """
 
-    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 1.0):
+    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0):
         super().__init__(dataset=list(rows), bs=config.batch_size if training else 2 * config.batch_size, shuffle=training, drop_last=training
                          and len(rows) >= config.batch_size, num_workers=0, device=torch.device(device))
         self.store, self.config, self.training, self.epoch = store, config, training, 0
-        self.window_px, self.window_scale = window_px or config.window_px, window_scale
+        self.window_px, self.window_scale = window_px or config.window_px, window_scale or config.window_scale
         self.rows = np.asarray(rows)
         self.generator = torch.Generator(device=self.device)
 
