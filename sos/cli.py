@@ -206,7 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--stop-after", type=float, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
 
     sub = command("train", train, "sos train student --profile quick --seed 1 --set w_attn=0.5 --set lr=1e-3")
-    sub.add_argument("role", choices=config.ROLES, help="teacher: expert's crop; baseline: full image; student: full image, distilled")
+    sub.add_argument("role", choices=(*config.MODELS, "detector"), help="teacher: expert's crop; baseline: full image; student: full image, distilled; "
+                     "zoom: distilled, looks twice; detector: finds the crop, which the teacher then stages")
     study_options(sub)
     sub.add_argument("--seed", type=int, help="default: the profile's first")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; `sos config` lists them")

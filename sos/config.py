@@ -15,13 +15,14 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-ROLES = ("teacher", "baseline", "student")
-MODELS = (*ROLES, "zoom")  # main models of a profile: one of each role, and a student that looks twice
+ROLES = ("teacher", "baseline", "student", "detector")
+MODELS = ("teacher", "baseline", "student", "zoom")  # main models of a profile: the three of the paper, and a student that looks twice
+TAUGHT_ROLES = ("student", "detector")  # those whose run needs a teacher: to learn from, or to stage what was found
 BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny", "convnext_tiny_attention")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
 CAM_LAYERS = ("last", "previous")
-EVIDENCES = ("share", "plain")
+EVIDENCES = ("share", "plain", "none")
 STUDENT_INITS = ("teacher", "scratch")
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -50,7 +51,7 @@ _RANGES = (
     (("lr", "temperature", "window_scale"), lambda value: 0 < value < math.inf, "above 0"),
     (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn", "w_aim"),
      lambda value: 0 <= value < math.inf, "0 or above"),
-    (("flip",), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
+    (("flip", "min_score"), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
     (("dropout", "progressive"), lambda value: 0 <= value < 1, "at least 0 and below 1"),
 )
 
@@ -59,7 +60,7 @@ _RANGES = (
 class RunConfig:
     """One training run. Flat, typed; its resolved form and its data name the folder of the run."""
 
-    role: str = "student"  # teacher: expert's window; baseline: full frame, plain; student: full frame, distilled
+    role: str = "student"  # teacher: expert's window; baseline: full frame, plain; student: full frame, distilled; detector: finds the window
     seed: int = 0
 
     # network
@@ -108,6 +109,9 @@ class RunConfig:
     student_init: str = "scratch"  # or teacher: begin from the teacher's weights (same backbone only)
     teacher_backbone: str = ""  # of the teacher that the student learns from; empty: the profile's
 
+    # detector only
+    min_score: float = 0.2  # a box is an answer above this score, else the joint is missed; FCOS's own default in torchvision
+
     def __post_init__(self):
         _check_types(self)
         for name, allowed in (("role", ROLES), ("backbone", BACKBONES), ("attn_distance", ATTENTION_DISTANCES), ("cam_target", CAM_TARGETS),
@@ -119,8 +123,8 @@ class RunConfig:
             for name in names:
                 if not right(getattr(self, name)):
                     raise ConfigError(f"{name} = {getattr(self, name)} must be {words}")
-        if self.role == "teacher" and self.looks > 1:
-            raise ConfigError("looks = 2: a teacher is shown its window; only baseline and student can look twice")
+        if self.role in ("teacher", "detector") and self.looks > 1:
+            raise ConfigError(f"looks = 2 of a {self.role}: only baseline and student can look twice")
         if self.looks > 1 and not self.aim_gradient and (self.role == "baseline" or self.w_aim == 0):
             raise ConfigError("looks = 2 without L_aim: nothing would teach where to look; set aim_gradient=true, or w_aim above 0 for a student")
         if self.progressive > (self.epochs - 1) / self.epochs:
@@ -134,7 +138,8 @@ class RunConfig:
         window = ("window_px", "window_scale")  # a student learns from its teacher's own window
         twice = ("looks", "glance_px", "aim_gradient", "w_aim")
         framed = ("frame_px", "cam_layer")  # a teacher's maps are, in its student's training, of the student's layer
-        unused = {"teacher": (*_DISTILLATION, *framed), "baseline": (*_DISTILLATION, *window), "student": window}[self.role]
+        unused = {"teacher": (*_DISTILLATION, *framed, "min_score"), "baseline": (*_DISTILLATION, *window, "min_score"),
+                  "student": (*window, "min_score"), "detector": (*_DISTILLATION, *window, "cam_layer")}[self.role]
         unused = {*unused, *twice} if self.looks == 1 else set(unused) - {"window_px"}
         return {key: value for key, value in values.items() if key not in unused}
 
@@ -143,6 +148,9 @@ class RunConfig:
         return replace(self, **_known(RunConfig, changes))
 
 
+PLAIN, CROP_TEACHER, PIPELINE = "plain full-image network", "crop teacher (needs a person)", "detector, then teacher"
+LOGIT_ONLY, DISTILLED, STARTED = "logit-only distillation", "distilled student", "student started from the teacher"
+TWICE, TWICE_SCRATCH, TWICE_ALONE = "two-look student", "two-look student from scratch", "two looks, labels only"
 _DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init",
                  "teacher_backbone")
 
@@ -159,6 +167,9 @@ class Profile:
     baseline: RunConfig
     student: RunConfig
     zoom: RunConfig  # a student that looks twice
+    detector: RunConfig
+    competitors_trained: tuple[str, ...] = ()  # those of `competitors` that this profile makes, beside the main runs; others: not yet run
+    latency_images: int = 40  # on which the time from pixels to stage is measured, one at a time
     scheme: str = "bassed5"
     valid_share: float = 0.10
     test_share: float = 0.25
@@ -173,10 +184,15 @@ class Profile:
     difficulties: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)  # of fresh virtual patients on whom the trained networks are tested
     difficulty_patients: int = 500  # of them, the same people at each difficulty
 
+    def __post_init__(self):
+        for name in self.competitors_trained:
+            if name not in self.competitors():
+                raise ConfigError(f"no competitor '{name}'; known: {', '.join(self.competitors())}")
+
     def run(self, model: str, seed: int | None = None) -> RunConfig:
-        """The main run of `model` with `seed` (the profile's first where None)."""
-        if model not in MODELS:
-            raise ConfigError(f"no model '{model}'; known: {', '.join(MODELS)}")
+        """The run of `model`, one of MODELS or the detector, with `seed` (the profile's first where None)."""
+        if model not in (*MODELS, "detector"):
+            raise ConfigError(f"no model '{model}'; known: {', '.join(MODELS)}, detector")
         return getattr(self, model).with_(seed=self.seeds[0] if seed is None else seed)
 
     def ablations(self) -> dict[str, list[RunConfig]]:
@@ -208,13 +224,31 @@ class Profile:
     def networks(self) -> dict[str, list[RunConfig]]:
         """Rows of the table of networks, `<backbone>, <role>` and `<backbone>, progressive, <role>`: each with one run a seed, under the main
         runs' protocol. The main networks come first; empty where the profile asks for no others."""
-        main, others = [getattr(self, role) for role in ROLES], []
+        main, others = [self.teacher, self.baseline, self.student], []
         for name in self.backbones:
             others += [base.with_(backbone=name, teacher_backbone=name if base.role == "student" else "") for base in main]
         others += [self.teacher.with_(backbone=name) for name in self.teacher_backbones]
         others += [base.with_(progressive=self.progressive) for base in main if self.progressive]
         return {", ".join([base.backbone, *(["progressive"] if base.progressive else []), base.role]):
                 [base.with_(seed=seed) for seed in self.ablation_seeds] for base in (main + others if others else [])}
+
+    def competitors(self) -> dict[str, list[RunConfig]]:
+        """Rows of the table of competitors: every way from a whole image to a stage, one run a seed. The main runs are among them."""
+        student, zoom = self.student, self.zoom
+        configs = {
+            PLAIN: self.baseline,
+            CROP_TEACHER: self.teacher,
+            PIPELINE: self.detector,
+            # Hinton et al. 2015: the teacher's answers for images, and nothing of where they come from
+            LOGIT_ONLY: student.with_(w_attn=0.0, evidence="none"),
+            DISTILLED: student,
+            STARTED: student.with_(student_init="teacher"),
+            TWICE: zoom,
+            TWICE_SCRATCH: zoom.with_(student_init="scratch"),
+            # what the architecture does without a teacher: the stage alone moves the window; as long as the teacher and its student together
+            TWICE_ALONE: zoom.with_(role="baseline", aim_gradient=True, epochs=self.teacher.epochs + zoom.epochs),
+        }
+        return {name: [config.with_(seed=seed) for seed in self.seeds] for name, config in configs.items()}
 
     def resolved(self) -> dict:
         """Every number of the profile, as saved beside its results."""
@@ -224,13 +258,16 @@ class Profile:
         return values
 
 
-def _profile(name, *, common, teacher=None, baseline=None, student=None, zoom=None, **rest) -> Profile:
+EVERY_COMPETITOR = (PIPELINE, LOGIT_ONLY, STARTED, TWICE_SCRATCH, TWICE_ALONE)  # beside the main runs
+
+
+def _profile(name, *, common, teacher=None, baseline=None, student=None, zoom=None, detector=None, **rest) -> Profile:
     common = RunConfig(**common)
     teacher = common.with_(role="teacher", **(teacher or {}))
     # the second look sees what a teacher sees, so it learns as the teacher did, from where the teacher ended
     twice = teacher.with_(**{"role": "student", "looks": 2, "student_init": "teacher", **(zoom or {})})
-    return Profile(name=name, teacher=teacher, baseline=common.with_(role="baseline", **(baseline or {})),
-                   student=common.with_(role="student", **(student or {})), zoom=twice, **rest)
+    return Profile(name=name, teacher=teacher, baseline=common.with_(role="baseline", **(baseline or {})), zoom=twice,
+                   student=common.with_(role="student", **(student or {})), detector=common.with_(role="detector", **(detector or {})), **rest)
 
 
 PROFILES = {
@@ -238,22 +275,24 @@ PROFILES = {
     for profile in (
         # minutes on two cores: shows that everything runs; its figures mean nothing
         _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, temperatures=(1.0, 3.0), native_px=512,
-                 difficulties=(0.0, 1.0, 2.0), difficulty_patients=24,
+                 difficulties=(0.0, 1.0, 2.0), difficulty_patients=24, competitors_trained=EVERY_COMPETITOR,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16), zoom=dict(frame_px=192, glance_px=64)),
         # at most 20 minutes on two cores: shows the effects
         _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
+                 competitors_trained=(PIPELINE,),  # the others cost as much as a student each
                  difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
                  # few epochs: on whole images small batches, for more steps, and little variation beside that of patients and scanners;
                  # on crops, which are learned by heart soon, more of it
                  common=dict(frame_px=192, window_px=96, epochs=12, batch_size=8, lr=1e-3, flip=0.0, rotate_deg=4.0, zoom=0.05, shift=0.03),
                  teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
-                 zoom=dict(epochs=6, frame_px=384, glance_px=96)),
+                 zoom=dict(epochs=6, frame_px=384, glance_px=96),
+                 detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
-                 temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024,
+                 temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024, competitors_trained=EVERY_COMPETITOR,
                  backbones=("resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,
                  common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3),
-                 zoom=dict(epochs=24, frame_px=896, glance_px=224)),
+                 zoom=dict(epochs=24, frame_px=896, glance_px=224), detector=dict(epochs=30)),  # neither yet tried at this size
     )
 }
 

@@ -82,15 +82,15 @@ def region(cam: np.ndarray) -> list[list[float]]:
 
 def load_stager(weights=None) -> Stager:
     """The network that stages images: the run folder `weights`; where None the best student (by held-out accuracy) of `runs/paper`, else of
-    `runs/quick`, else the released one that ships with the package. Raises RunError for a folder without a run, or a crop teacher's."""
+    `runs/quick`, else the released one that ships with the package. Raises RunError for a folder without a run, or of another role."""
     run = Run(Path(weights)) if weights else best_student()
     if run is None:
         record = released_record()
         config, scheme = config_of(record, RELEASED), get_scheme(record["scheme"])
         net = load_network(RELEASED / "student.safetensors", config, len(scheme))
         return Stager(net, config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0))
-    if run.config.role == "teacher":
-        raise RunError(f"{run.name}: a teacher reads crops that a person draws; give the folder of a student or baseline")
+    if run.config.role not in ("student", "baseline"):
+        raise RunError(f"{run.name}: a teacher reads crops that a person or a detector draws; give the folder of a student or baseline")
     return Stager(run.load(), run.config, run.scheme, run.name, run.temperature_scale)
 
 

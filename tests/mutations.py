@@ -72,8 +72,11 @@ MUTANTS = [Mutant(*row) for row in (
     ("L_dist: image part dropped", "losses.py", " + distillation_kl(student.logits, teacher.logits, temperature)", ""),
     ("L_dist: sign flipped", "losses.py", "return distillation_kl(inside, teacher.spatial, temperature) +",
      "return -distillation_kl(inside, teacher.spatial, temperature) -"),
-    ("L_dist: student and teacher swapped", "losses.py", "distillation_kl(student.logits, teacher.logits,",
-     "distillation_kl(teacher.logits, student.logits,"),
+    ("L_dist: student and teacher swapped", "losses.py", "+ distillation_kl(student.logits, teacher.logits,",
+     "+ distillation_kl(teacher.logits, student.logits,"),
+    ("L_dist: without evidence, student and teacher swapped", "losses.py", "return distillation_kl(student.logits, teacher.logits,",
+     "return distillation_kl(teacher.logits, student.logits,"),
+    ("L_dist: no evidence ignored", "losses.py", "evidence == \"none\"", "evidence == \"\""),
     # L_attn
     ("L_attn: sign of kl flipped", "losses.py", "return (p * (p.log() - q.log()))", "return -(p * (p.log() - q.log()))"),
     ("L_attn: sign of cosine flipped", "losses.py", "return (1 - F.cosine", "return (1 + F.cosine"),

@@ -96,7 +96,7 @@ def test_impossible_choice_names_the_possible_ones(change):
                                     {"temperature": -3.0}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"window_scale": 0.0},
                                     {"weight_decay": -0.1}, {"w_cls": -1.0}, {"w_dist": float("nan")}, {"w_attn": -0.5}, {"noise": -0.01},
                                     {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1}, {"progressive": 1.0},
-                                    {"progressive": -0.1}])
+                                    {"progressive": -0.1}, {"min_score": 1.5}, {"min_score": -0.1}])
 def test_impossible_number_is_an_error(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* must be "):
@@ -130,7 +130,8 @@ def test_a_config_cannot_be_changed_in_place():
 OF_TWO_LOOKS = {"glance_px", "aim_gradient", "w_aim"}  # used where looks = 2, see test_zoom
 USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px", "looks", "cam_layer"},
            "student": {"frame_px", "looks", "cam_layer", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target",
-                       "student_init", "teacher_backbone"}}
+                       "student_init", "teacher_backbone"},
+           "detector": {"frame_px", "min_score"}}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -140,7 +141,7 @@ def test_resolved_leaves_out_what_the_role_does_not_use(role):
     for f in fields(RunConfig):
         if f.name == "role":
             continue
-        if f.name == "looks" and role == "teacher":
+        if f.name == "looks" and role in ("teacher", "detector"):
             continue  # refused
         twice = {"aim_gradient": True} if f.name == "looks" and role == "baseline" else {}  # without it refused
         changed = base.with_(**{f.name: other_value(f.name, getattr(base, f.name))}, **twice)
@@ -229,8 +230,8 @@ def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile
 
 def test_the_paper_profile_asks_for_each_network_of_the_field():
     rows, main = get_profile("paper").networks(), get_profile("paper").baseline.backbone
-    assert {f"{name}, {role}" for name in (main, "resnet50", "efficientnet_b0", "convnext_tiny") for role in ROLES} < set(rows)
-    assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {role}" for role in ROLES} < set(rows)
+    assert {f"{name}, {role}" for name in (main, "resnet50", "efficientnet_b0", "convnext_tiny") for role in ROLES if role != "detector"} < set(rows)
+    assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {role}" for role in ROLES if role != "detector"} < set(rows)
     assert not get_profile("quick").networks() and not get_profile("smoke").networks()
 
 

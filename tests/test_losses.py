@@ -210,8 +210,16 @@ def test_spatial_distillation_teaches_the_student_only(evidence):
     assert student.grad.abs().max() > 0 and torch.equal(teacher, before)
 
 
+def test_without_evidence_only_image_logits_are_distilled():
+    student, teacher = noise(2, 5, 8, 8).requires_grad_(), noise(2, 5, 4, 4, seed=1)
+    loss = spatial_distillation(look(student), look(teacher), torch.tensor([[0.2, 0.2, 0.6, 0.6]] * 2), 3.0, "none")
+    assert loss == distillation_kl(look(student).logits, look(teacher).logits, 3.0)
+    loss.backward()
+    assert torch.allclose(student.grad, student.grad[:, :, :1, :1].expand_as(student), atol=1e-7)  # every place alike: nothing says where to look
+
+
 def test_unknown_evidence_names_the_known():
-    with pytest.raises(ConfigError, match="share, plain"):
+    with pytest.raises(ConfigError, match="share, plain, none"):
         spatial_distillation(look(noise(1, 5, 8, 8)), look(noise(1, 5, 4, 4)), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 3.0, "all")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sos.config import get_profile
+from sos.config import TAUGHT_ROLES, get_profile
 from sos.errors import ConfigError, RunError
 from sos.study import grid, result_figures, results, tables
 from sos.study.metrics import difference, gap_closed, measure
@@ -44,7 +44,7 @@ def write_run(study, config, table, weights=False, mirrored=None):
     teacher = None
     if config.looks == 2:
         table = table.assign(**dict(zip(WINDOW, (0.3, 0.3, 0.6, 0.6), strict=True)))
-    if config.role == "student":
+    if config.role in TAUGHT_ROLES:
         teacher = run_name(study.profile.run("teacher", config.seed), study.store.digest, study.profile.scheme)
     path = study.folder / "models" / run_name(config, study.store.digest, study.profile.scheme, teacher)
     shutil.rmtree(path, ignore_errors=True)
@@ -65,8 +65,10 @@ def write_run(study, config, table, weights=False, mirrored=None):
         (path / f"{name}.json").write_text(json.dumps(value))
     if weights:
         from sos.method.models import build
+        from sos.study.detector import Detector
 
-        save_weights(round_weights(build(config, STAGES).state_dict()), path / "weights.safetensors")
+        net = Detector(config) if config.role == "detector" else build(config, STAGES)
+        save_weights(round_weights(net.state_dict()), path / "weights.safetensors")
     return Run(path)
 
 
@@ -190,9 +192,10 @@ def test_plan_has_each_run_once_and_what_it_needs_before_it(name):
     for place, job in enumerate(jobs):
         assert all(need < place for need in job.needs)
         teachers = [jobs[need].config for need in job.needs]
-        assert teachers == ([profile.teacher_of(job.config)] if job.config.role == "student" else [])
+        assert teachers == ([profile.teacher_of(job.config)] if job.config.role in TAUGHT_ROLES else [])
     main = {profile.run(role, seed) for role in WRONG for seed in profile.seeds}
-    teachers = {profile.teacher_of(job.config) for job in jobs if job.config.role == "student"}
+    main |= {config for name in profile.competitors_trained for config in profile.competitors()[name]}
+    teachers = {profile.teacher_of(job.config) for job in jobs if job.config.role in TAUGHT_ROLES}
     assert {job.config for job in jobs if job.keep_weights} == main | teachers
 
 

@@ -253,7 +253,7 @@ def loaded(role="student", seed=0, epoch=0, training=True, noise_first=0, store=
     return list(loader)
 
 
-@pytest.mark.parametrize("role", ["teacher", "baseline", "student"])
+@pytest.mark.parametrize("role", ["teacher", "baseline", "student", "detector"])
 def test_order_and_pictures_depend_on_seed_and_epoch_only(role):
     first = loaded(role, epoch=2)
     again = loaded(role, epoch=2, noise_first=3)
@@ -272,6 +272,10 @@ def test_what_is_in_a_batch_depends_on_the_role():
     assert frame.shape == (4, 1, 32, 32) and crop.shape == (4, 1, 24, 24) and window.shape == (4, 4) and target.dtype == torch.int64
     assert torch.allclose(window[:, 2] - window[:, 0], window[:, 3] - window[:, 1])
     assert [len(batch) for batch in loaded("student", training=False)] == [2, 2]
+    frame, box = loaded("detector")[0]
+    assert frame.shape == (4, 1, 32, 32) and box.shape == (4, 4)
+    centre, middle = (box[:, :2] + box[:, 2:]) / 2, (window[:, :2] + window[:, 2:]) / 2
+    assert torch.allclose(centre, middle) and torch.allclose((box[:, 2:] - box[:, :2]).amax(1), window[:, 2] - window[:, 0])
 
 
 def test_an_epoch_shows_each_image_at_most_once():
@@ -309,6 +313,15 @@ def test_both_pictures_of_a_student_show_one_scene():
         inside = (grid.abs() < 0.98).all(-1)[0]
         expected = F.grid_sample(frame[i:i + 1], grid, mode="bilinear", align_corners=False)[0, 0]
         assert (crop[i, 0] - expected)[inside].abs().mean() < 0.05 and expected[inside].std() > 0.1
+
+
+def test_a_teacher_sees_the_window_of_its_own_scale():
+    store, config = small_store(), RunConfig(role="teacher", batch_size=4, window_px=24, window_scale=1.5)
+    crop, _ = next(iter(ViewLoader(store, range(8), config, training=False)))
+    scene = still_scene(torch.from_numpy(store.sizes[:8]))
+    window = square_window(scene.box_to_frame(torch.from_numpy(store.boxes[:8])), 1.5)
+    expected = camera(torch.from_numpy(store.native(np.arange(8)))[:, None].float(), scene, 24, window)
+    assert torch.equal(crop, normalise(expected / 255))
 
 
 def test_a_student_sees_the_window_of_its_teacher():

@@ -97,15 +97,16 @@ class ViewLoader(DataLoader):
     """fastai loader of views; `role` decides what is in a batch.
 
     teacher: (window picture, target). baseline: (frame, target). student in training: (frame, window picture, window, target) with both
-    pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target).
+    pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target). detector: (frame, box), the
+    expert's (b, 4) in frame coordinates.
     The order and the transforms of epoch e depend on (seed, e) alone, so that training goes on after a stop exactly as it would have.
     """
 
-    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 1.0):
+    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0):
         super().__init__(dataset=list(rows), bs=config.batch_size if training else 2 * config.batch_size, shuffle=training, drop_last=training
                          and len(rows) >= config.batch_size, num_workers=0, device=torch.device(device))
         self.store, self.config, self.training, self.epoch = store, config, training, 0
-        self.window_px, self.window_scale = window_px or config.window_px, window_scale
+        self.window_px, self.window_scale = window_px or config.window_px, window_scale or config.window_scale
         self.rows = np.asarray(rows)
         self.generator = torch.Generator(device=self.device)
 
@@ -131,10 +132,13 @@ class ViewLoader(DataLoader):
             finish = lambda picture: normalise(light.shine(picture / 255, self.generator))  # noqa: E731
         else:
             scene, finish = still_scene(sizes, mirrored), lambda picture: normalise(picture / 255)
-        window = square_window(scene.box_to_frame(boxes), self.window_scale)
+        boxes = scene.box_to_frame(boxes)
+        window = square_window(boxes, self.window_scale)
         if config.role == "teacher":
             return finish(camera(native, scene, self.window_px, window)), target
         frame = finish(frame_camera(native, scene, config))
+        if config.role == "detector":
+            return frame, boxes
         if config.role == "student" and self.training:
             return frame, finish(camera(native, scene, self.window_px, window)), window, target
         return frame, target

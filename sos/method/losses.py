@@ -43,10 +43,13 @@ def spatial_distillation(student, teacher, window: torch.Tensor, temperature: fl
     the *whole* frame, of which the window is a small share s. evidence: `share` compares the teacher's spatial logits with s times the
     student's, what these positions add to the student's image logits: a student that repeats the teacher inside the window and is silent
     outside then agrees with it on the image too. `plain` compares them as they are, which asks for both of two things that exclude each other.
-    A student that chose its own window has little outside of the teacher's: its spatial logits are compared as they are.
+    A student that chose its own window has little outside of the teacher's: its spatial logits are compared as they are. `none` leaves spatial
+    logits out: distillation as Hinton et al. 2015 have it.
     """
-    if evidence not in ("share", "plain"):
-        raise ConfigError(f"no evidence '{evidence}'; known: share, plain")
+    if evidence not in ("share", "plain", "none"):
+        raise ConfigError(f"no evidence '{evidence}'; known: share, plain, none")
+    if evidence == "none":
+        return distillation_kl(student.logits, teacher.logits, temperature)
     place = window if student.window is None else within(window, student.window.detach())
     inside = align(student.spatial, place, teacher.spatial.shape[2:])
     if evidence == "share" and student.window is None:

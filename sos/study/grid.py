@@ -6,7 +6,7 @@ The plan is data and knows nothing of how it is carried out: one process, severa
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import MODELS, ROLES, Profile, RunConfig
+from ..config import MODELS, ROLES, TAUGHT_ROLES, Profile, RunConfig
 from .runs import Run, find_runs, run_name, training_code
 from .training import Study
 
@@ -21,20 +21,21 @@ class Job:
 
 
 def plan(profile: Profile) -> list[Job]:
-    """All runs of a profile, each once: teachers, baselines and students of all seeds, then ablations and other networks,
+    """All runs of a profile, each once: teachers, baselines, students and competitors of all seeds, then ablations and other networks,
     whose weights nobody needs unless they teach.
 
-    A student needs its teacher, see `Profile.teacher_of`. An ablation that equals a main run is that run.
+    A student or a detector needs its teacher, see `Profile.teacher_of`. An ablation that equals a main run is that run.
     """
     main = [profile.run(model, seed) for model in MODELS for seed in profile.seeds]
+    competitors = [config for name in profile.competitors_trained for config in profile.competitors()[name]]
     varied = [config for configs in (profile.ablations() | profile.networks()).values() for config in configs]
-    taught = [profile.teacher_of(config) for config in varied if config.role == "student"]  # of seeds and backbones only these use
-    kept = list(dict.fromkeys(main + taught))
+    taught = [profile.teacher_of(config) for config in varied if config.role in TAUGHT_ROLES]  # of seeds and backbones only these use
+    kept = list(dict.fromkeys(main + competitors + taught))
     kept.sort(key=lambda config: ROLES.index(config.role))
     order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
     jobs = []
     for config in order:
-        needs = (order.index(profile.teacher_of(config)),) if config.role == "student" else ()
+        needs = (order.index(profile.teacher_of(config)),) if config.role in TAUGHT_ROLES else ()
         jobs.append(Job(config, config in kept, needs))
     return jobs
 
@@ -62,7 +63,7 @@ def find(study: Study, configs: list[RunConfig]) -> list[Run]:
     data = _data(study)
     runs = []
     for config in configs if data else []:
-        teacher = find(study, [study.profile.teacher_of(config)]) if config.role == "student" else None
+        teacher = find(study, [study.profile.teacher_of(config)]) if config.role in TAUGHT_ROLES else None
         if teacher == []:
             continue
         name = run_name(config, data, study.profile.scheme, teacher[0].name if teacher else None)

@@ -56,9 +56,11 @@ def calibration_error(target: np.ndarray, probabilities: np.ndarray, counts: np.
 
 
 def attention_metrics(table: pd.DataFrame, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Means of the columns pointing (peak inside the box), energy (share of the map inside) and iou over each resample; (r,) each."""
+    """Means of the columns pointing (peak inside the box), energy (share of the map inside) and iou over each resample, and of a detector
+    `missed`, the share of images in which it found nothing; (r,) each."""
     total = counts.sum(1)
-    return {name: counts @ table[name].to_numpy(float) / total for name in ("pointing", "energy", "iou") if name in table}
+    values = {name: counts @ table[name].to_numpy(float) / total for name in ("pointing", "energy", "iou") if name in table}
+    return values | ({"missed": 1 - counts @ table["found"].to_numpy(float) / total} if "found" in table else {})
 
 
 def resamples(patients: pd.Series, n: int, seed: int = 0) -> np.ndarray:

@@ -39,7 +39,7 @@ TRUST = {
     "aurc_ideal": "AURC, ideal order", "aurc_random": "AURC, random order",
     **{f"{name}_{sex}": f"Spearman of {said} and age, {who}" for name, said in (("age", "expected stage"), ("label", "label"))
        for sex, who in (("F", "female"), ("M", "male"))}}
-METRIC_NAMES = STAGING | ATTENTION | TRUST
+METRIC_NAMES = STAGING | ATTENTION | TRUST | {"missed": "missed, %"}
 
 
 class Results:

@@ -21,7 +21,8 @@ from .metrics import probability_columns
 from .trust import fit_temperature
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py")
+_TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py", "study/detector.py")
+_LOOKED = ("decided", "peak_x", "peak_y", "pointing", "energy", "iou", "found", "score", "box_x0", "box_y0", "box_x1", "box_y1")  # where a network looked
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Run:
 
     @cached_property
     def record(self) -> dict:
-        """config.json whole: `config`, `data`, `code`, `scheme`, `virtual`, and for a student `teacher`, the name of its teacher's run."""
+        """config.json whole: `config`, `data`, `code`, `scheme`, `virtual`, and where a teacher was needed `teacher`, its run's name."""
         return json.loads((self.path / "config.json").read_text())
 
     @property
@@ -73,7 +74,7 @@ class Run:
         network looked."""
         one, columns = self.predictions, probability_columns(self.predictions)
         turned = self.predictions_mirrored.set_index("image").loc[one["image"], columns].to_numpy()
-        known = [name for name in one if name not in ("decided", "peak_x", "peak_y", "pointing", "energy", "iou")]
+        known = [name for name in one if name not in _LOOKED]
         return one[known].assign(**dict(zip(columns, (0.5 * (one[columns].to_numpy() + turned)).T, strict=True)))
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -157,11 +158,15 @@ def save_weights(state: dict, path: Path, metadata: dict[str, str] | None = None
 
 
 def load_network(path: Path, config: RunConfig, stages: int, device="cpu"):
-    """A StagingNet with the weights in `path`, in eval mode on `device`. Raises RunError for absent, broken or unfitting weights."""
+    """The network of `config` (a StagingNet, or a Detector) with the weights in `path`, in eval mode on `device`.
+
+    Raises RunError for absent, broken or unfitting weights.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from ..method.models import build
+    from .detector import Detector
 
     try:
         state = load_file(path)
@@ -169,7 +174,7 @@ def load_network(path: Path, config: RunConfig, stages: int, device="cpu"):
         raise RunError(f"{path}: the weights of this run were not kept; train it again with `sos train {config.role}`") from None
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: not readable as safetensors ({error}); copy or train the run again") from None
-    net = build(config, stages)
+    net = Detector(config) if config.role == "detector" else build(config, stages)
     try:
         net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:

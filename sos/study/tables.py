@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import get_profile, home, runs_dir
+from ..config import CROP_TEACHER, PLAIN, TWICE, get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
 from ..files import show_in_readme
 from . import attention, difficulty
 from .describe import ceiling
 from .grid import has_cohort
+from .latency import read_latency
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, STUDENTS, TRUST, Results, Table, closed, holm, over_seeds,
                       p_value, p_written, sample, shared_seeds, spread, summarise, verdict, written)
 from .runs import Run, training_code
@@ -88,6 +89,67 @@ def comparisons(results: Results) -> Table:
         notes.append(f"In {share:.1f} % of the resamples the teacher is not more accurate than the baseline; the interval of the gap closed "
                      "leaves them out and is too narrow by that.")
     return Table("comparisons", "Differences between the models", pd.DataFrame(numbers), _turned(shown), tuple(notes))
+
+
+def competitors(results: Results) -> Table:
+    """Every way from a whole image to a stage: how often it is right, how often it has no answer, where it looks, how long it takes."""
+    configs = results.profile.competitors()
+    groups = {name: results.of(asked) for name, asked in configs.items()}
+    times, student = read_latency(results.study), groups[TWICE]
+    numbers, gaps = [], {}
+    for name, runs in groups.items():
+        row = {"model": name, "seeds": len(runs), "reference": bool(runs) and configs[name] == configs[TWICE]}
+        known = {metric: results.summary(runs, metric) for metric in ("accuracy", "kappa", "pointing", "missed") if _has(results, runs, metric)}
+        gaps[name] = "–"
+        if name not in (PLAIN, CROP_TEACHER):  # 0 and 1 by definition
+            known["gap"] = gap = results.contrast("accuracy", closed, runs, groups[PLAIN], groups[CROP_TEACHER])
+            gap.pop("p", None)  # see comparisons
+            gaps[name] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
+        row |= {f"{metric}_{key}": known.get(metric, {}).get(key, np.nan) for metric in ("accuracy", "kappa", "gap", "pointing", "missed")
+                for key in ("value", "low", "high", "sd")}
+        against = {} if row["reference"] else results.contrast("accuracy", np.subtract, runs, student)
+        row |= {f"difference_{key}": against.get(key, np.nan) for key in ("value", "low", "high", "p")}
+        timed = next((times.loc[run.name] for run in runs.values() if run.name in times.index), {})
+        numbers.append(row | {key: timed.get(key, np.nan) for key in ("median_ms", "low_ms", "high_ms")})
+    data = pd.DataFrame(numbers)
+    tested = data["difference_p"].dropna()
+    data["difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]]) for row in data.to_dict("records")])
+    notes = (_who(results) + " Gap closed: in accuracy. Pointing game: of a network its Grad-CAM's peak, of a detector the centre of the found "
+             "box, inside the expert's.",
+             f"Missed: no box with a score above {results.profile.detector.min_score:g}; the image stays in, as a wrong answer.",
+             f"Differences are to the {TWICE}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the {len(tested)} "
+             f"comparisons; not significant where p is not below {SIGNIFICANT}.", _latency_note(times))
+    return Table("competitors", "Ways from an image to a stage", data, shown, notes)
+
+
+def _has(results: Results, runs: dict[int, Run], metric: str) -> bool:
+    return bool(runs) and metric in results.sampled(next(iter(runs.values())))
+
+
+def _competitor_row(row: dict, gap: str) -> dict:
+    def text(metric):
+        known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
+        return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(known, metric)
+
+    took = "{median_ms:.1f} ({low_ms:.1f} to {high_ms:.1f})".format(**row) if np.isfinite(row["median_ms"]) else NOT_YET
+    person = " and a person" if row["model"] == CROP_TEACHER and took != NOT_YET else ""
+    return {"model": row["model"], METRIC_NAMES["accuracy"]: text("accuracy"),
+            f"accuracy against the {TWICE}": "reference" if row["reference"] else verdict(row["difference_value"], row["difference_p_holm"]),
+            METRIC_NAMES["kappa"]: text("kappa"), "gap closed": gap if row["seeds"] else NOT_YET, METRIC_NAMES["pointing"]: text("pointing"),
+            METRIC_NAMES["missed"]: text("missed"), "time an image, ms": took + person}
+
+
+def _latency_note(times: pd.DataFrame) -> str:
+    """What the times are of, and on which machine."""
+    said = ("Time from an image's native pixels in memory to its stage, cameras included: median (quartiles), one image at a time, the models taking "
+            "turns")
+    if times.empty:
+        return f"{said}: {NOT_YET}."
+    one = times.iloc[0]
+    machine = one["gpu"] if "gpu" in times and isinstance(one["gpu"], str) else f"{one['processor']}, {one['threads']} threads"
+    return (f"{said}; {one['images']} images, {one['precision']}, {machine}. The crop teacher's time is that of the network alone: before it, a "
+            "person finds the joint and draws the box.")
 
 
 def ablation(results: Results) -> Table:
@@ -334,12 +396,13 @@ def cohort(results: Results) -> Table:
 def machine(results: Results) -> Table:
     """Each finished run, once, with its training time and the machine that it ran on."""
     named = {ROLE_NAMES[role]: runs for role, runs in results.roles().items()}
+    named |= {name: results.of(configs) for name, configs in results.profile.competitors().items()}
     named |= {f"ablation: {name}": results.of(configs) for name, configs in results.profile.ablations().items()}
     rows = {}
     for model, runs in named.items():
         for seed, run in runs.items():
             known = {"model": model, "seed": seed, "backbone": run.config.backbone, "epochs": run.config.epochs, **run.environment}
-            rows.setdefault(run.name, {"run": run.name, **known})  # two rows of the ablation are main runs
+            rows.setdefault(run.name, {"run": run.name, **known})  # some competitors and two rows of the ablation are main runs
     numbers = list(rows.values())
     title = "Training time and machine of each run"
     if not numbers:
@@ -351,7 +414,7 @@ def machine(results: Results) -> Table:
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
 
-TABLES = (headline, comparisons, localisation, mirror, trust, ablation, effects, by_difficulty, cohort, machine)
+TABLES = (headline, comparisons, competitors, localisation, mirror, trust, ablation, effects, by_difficulty, cohort, machine)
 
 
 def findings(results: Results) -> list[str]:

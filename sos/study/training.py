@@ -23,7 +23,7 @@ from torch import nn
 from ..cohort.cameras import still_scene
 from ..cohort.manifest import Cohort, read_manifest
 from ..cohort.views import PixelStore, ViewLoader, open_store
-from ..config import MODELS, Profile, RunConfig, get_profile, runs_dir
+from ..config import MODELS, TAUGHT_ROLES, Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
 from ..method.distill import Distillation
@@ -31,6 +31,7 @@ from ..method.models import StagingNet, build
 from ..method.progressive import Progressive
 from ..phantom.write import write_cohort
 from ..stages import get_scheme
+from .detector import Detector, stage_found
 from .metrics import measure
 from .runs import Run, load_network, machine_record, round_weights, run_name, save_weights, training_code
 
@@ -82,7 +83,7 @@ class Study:
         keep_weights: False where only metrics and predictions are asked for; the profile's own main runs keep theirs always.
         """
         keep_weights = keep_weights or config in [self.profile.run(model, seed) for model in MODELS for seed in self.profile.seeds]
-        teacher = self.obtain(self.profile.teacher_of(config)) if config.role == "student" else None
+        teacher = self.obtain(self.profile.teacher_of(config)) if config.role in TAUGHT_ROLES else None
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
         if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
             self._train(config, teacher, path, keep_weights)
@@ -95,9 +96,14 @@ class Study:
         work.mkdir(parents=True, exist_ok=True)
         net, history, seconds = fit(config, self.store, self.cohort, work / "checkpoint.pt", teacher, self.device)
         held_out = self.cohort.table.index[self.cohort.table["split"] != "train"].to_numpy()
-        predictions = evaluate(net, self.store, self.cohort, held_out, config, self.device)
+        answers = partial(evaluate, net)
+        if config.role == "detector":
+            mentor = teacher.load(self.device)
+            mentor.bf16 = net.bf16
+            answers = partial(stage_found, net, mentor, teacher.config)
+        predictions = answers(self.store, self.cohort, held_out, config, self.device)
         test = predictions[predictions["split"] == "test"]
-        mirrored = evaluate(net, self.store, self.cohort, held_out, config, self.device, mirrored=True)
+        mirrored = answers(self.store, self.cohort, held_out, config, self.device, mirrored=True)
         record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
                   "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
         environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}
@@ -126,13 +132,17 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
     """Train a network. Returns it in eval mode with rounded weights, its history (one row an epoch) and the seconds it took.
 
     Each finished epoch is kept in `checkpoint`, and training goes on from there. Raises OutOfTime where the next epoch would not end before
-    the deadline in $SOS_DEADLINE (Unix time).
+    the deadline in $SOS_DEADLINE (Unix time). A detector learns nothing from `teacher`, which stages what it finds later.
     """
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    net = build(config, len(cohort.scheme), pretrained=config.pretrained, bf16=use_bf16(config.precision, device)).to(device)
+    how = dict(pretrained=config.pretrained, bf16=use_bf16(config.precision, device))
+    detects = config.role == "detector"
+    taught = teacher is not None and not detects
+    net = (Detector(config, **how) if detects else build(config, len(cohort.scheme), **how)).to(device)
+    loss, metric = (net.loss, net.iou) if detects else (nn.CrossEntropyLoss(), accuracy)
     window = {}
-    if teacher is not None:
+    if taught:
         window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
         if config.student_init == "teacher":
             start_from(net, teacher, config)
@@ -141,11 +151,11 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
         if not len(rows[split]):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
     loaders = [ViewLoader(store, rows[split], config, training=split == "train", device=device, **window) for split in ("train", "valid")]
-    learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=nn.CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=adamw),
-                    splitter=decayed_and_not, wd=[config.weight_decay, 0.0], metrics=accuracy, path=checkpoint.parent)
+    learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=loss, opt_func=partial(OptimWrapper, opt=adamw),
+                    splitter=decayed_and_not, wd=[config.weight_decay, 0.0], metrics=metric, path=checkpoint.parent)
     keeper = Checkpoints(checkpoint, config)
     with learn.no_bar(), learn.no_logging(), Progressive(net, config.progressive) as growth, learn.added_cbs(growth):
-        if teacher is None:
+        if not taught:
             keeper.fit(learn)
         else:
             mentor = teacher.load(device)
@@ -210,9 +220,10 @@ class Checkpoints(Callback):
     def after_epoch(self):
         if self.epoch < self.start:
             return
-        _, valid_loss, valid_accuracy = self.recorder.values[-1]
+        _, valid_loss, valid_metric = self.recorder.values[-1]
         train_loss = self.loss_sum / self.images  # the recorder's is smoothed over epochs gone by, which a resumed training does not know
-        row = {"epoch": self.epoch + 1, "train_loss": float(train_loss), "valid_loss": float(valid_loss), "valid_accuracy": float(valid_accuracy)}
+        row = {"epoch": self.epoch + 1, "train_loss": float(train_loss), "valid_loss": float(valid_loss),
+               f"valid_{self.recorder.metrics[0].name}": float(valid_metric)}
         if self.distillation is not None:
             row |= self.distillation.history[-1]
         took = time.monotonic() - self.began
