@@ -23,17 +23,17 @@ class Job:
 def plan(profile: Profile) -> list[Job]:
     """All runs of a profile, each once: teachers, baselines and students of all seeds, then ablations, whose weights nobody needs.
 
-    A student needs the teacher of its seed. An ablation that equals a main run is that run.
+    A student needs its teacher (`Profile.teacher_of`). An ablation that equals a main run is that run.
     """
     main = [profile.run(role, seed) for role in ("teacher", "baseline", "student") for seed in profile.seeds]
-    varied = [config for configs in profile.ablations().values() for config in configs]
-    taught = [profile.run("teacher", config.seed) for config in varied if config.role == "student"]  # of seeds only ablations use
+    varied = [config for ablation in profile.ablations().values() for configs in ablation.rows.values() for config in configs]
+    taught = [profile.teacher_of(config) for config in varied if config.role == "student"]  # their weights are needed
     kept = list(dict.fromkeys(main + taught))
     kept.sort(key=lambda config: ("teacher", "baseline", "student").index(config.role))
     order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
     jobs = []
     for config in order:
-        needs = (order.index(profile.run("teacher", config.seed)),) if config.role == "student" else ()
+        needs = (order.index(profile.teacher_of(config)),) if config.role == "student" else ()
         jobs.append(Job(config, config in kept, needs))
     return jobs
 
@@ -53,6 +53,12 @@ def run_grid(profile: str | Profile, cohort: str = "", progress: Callable[[int, 
     return runs
 
 
+def run_group(study: Study, name: str) -> list[Run]:
+    """Make or find the runs of one ablation of the study's profile, by its name, in the order of the plan."""
+    wanted = {config for configs in study.profile.ablations()[name].rows.values() for config in configs}
+    return [study.obtain(job.config, keep_weights=job.keep_weights) for job in plan(study.profile) if job.config in wanted]
+
+
 def find(study: Study, configs: list[RunConfig]) -> list[Run]:
     """Those runs of `configs` that are finished on disk, in order. Trains nothing and draws no cohort.
 
@@ -61,7 +67,7 @@ def find(study: Study, configs: list[RunConfig]) -> list[Run]:
     data = _data(study)
     runs = []
     for config in configs if data else []:
-        teacher = find(study, [study.profile.run("teacher", config.seed)]) if config.role == "student" else None
+        teacher = find(study, [study.profile.teacher_of(config)]) if config.role == "student" else None
         if teacher == []:
             continue
         name = run_name(config, data, study.profile.scheme, teacher[0].name if teacher else None)

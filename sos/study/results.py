@@ -220,3 +220,19 @@ def verdict(difference: float, p: float) -> str:
 def p_written(p: float) -> str:
     """`p = 0.032`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
+    """name → column → text as a table whose first column `index` holds the names."""
+    return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
+
+
+def who(results: Results) -> str:
+    """On how many held-out patients the main runs were tested, and what a cell of a table holds."""
+    runs = [run for group in results.roles().values() for run in group.values()]
+    if not runs:
+        return "No finished runs yet."
+    people = f"{runs[0].test['patient_id'].nunique()} held-out {'virtual patients' if runs[0].record['virtual'] else 'patients'}."
+    seeds = len(results.profile.seeds)
+    over = f"mean of {seeds} seeds; SD over seeds" if seeds > 1 else "one seed"
+    return f"{people} Value (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples), {over}."

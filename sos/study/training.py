@@ -22,7 +22,7 @@ from torch import nn
 
 from ..cohort.cameras import still_scene
 from ..cohort.manifest import Cohort, read_manifest
-from ..cohort.views import PixelStore, ViewLoader, open_store
+from ..cohort.views import PixelStore, ViewLoader, open_store, training_rows
 from ..config import Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
@@ -77,7 +77,7 @@ class Study:
         keep_weights: False where only metrics and predictions are asked for; the profile's own main runs keep theirs always.
         """
         keep_weights = keep_weights or config in [self.profile.run(config.role, seed) for seed in self.profile.seeds]
-        teacher = self.teacher(config.seed) if config.role == "student" else None
+        teacher = self.obtain(self.profile.teacher_of(config)) if config.role == "student" else None
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
         if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
             self._train(config, teacher, path, keep_weights)
@@ -131,7 +131,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
         window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
         if config.student_init == "teacher":
             start_from(net, teacher, config)
-    rows = {split: cohort.subset(split).index.to_numpy() for split in ("train", "valid")}
+    rows = {"train": training_rows(cohort, config.label_share, config.seed), "valid": cohort.subset("valid").index.to_numpy()}
     for split in rows:
         if not len(rows[split]):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
