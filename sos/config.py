@@ -193,8 +193,8 @@ class Choice:
     whose: str = "ours"
 
 
-_LIGHT = "differences between scanners are in the cohort already"
-_TURN = "variation of the pose is in the cohort already; moves both cameras alike"
+_LIGHT = "as scanners and their settings differ"
+_TURN = "as heads are held, for both cameras alike; less where epochs are few"
 CHOICES = {  # every setting of a run, and what else the paper's public record leaves open
     "role": Choice("the paper's two networks, and the plain one that both are measured by", fixed="all are trained, table headline"),
     "seed": Choice("one training says little about the next", fixed="its spread stands in table seeds"),
@@ -214,7 +214,7 @@ CHOICES = {  # every setting of a run, and what else the paper's public record l
     "dropout": Choice("weight decay and augmentation regularise already", fixed="the same in every row"),
     "student_init": Choice("teacher and student need not be of one architecture", ("student_init",)),
     "frame_px": Choice("as fine as the profile's time allows", ("frame_px",)),
-    "window_px": Choice("the box fills it, so the joint is seen finer than in a frame", fixed="the teacher is the same in every row"),
+    "window_px": Choice("the box fills it, so the joint is seen finer than in a frame", fixed="window_scale varies what it shows"),
     "native_px": Choice("cached images are finer than any frame", fixed="networks see frames and windows sampled from them"),
     "window_scale": Choice("the expert's box as it was drawn", ("window_scale",)),
     "box_jitter": Choice("boxes as they were drawn", ("box_jitter",)),
@@ -222,14 +222,14 @@ CHOICES = {  # every setting of a run, and what else the paper's public record l
     "rotate_deg": Choice(_TURN, fixed="the same in every row"),
     "zoom": Choice(_TURN, fixed="the same in every row"),
     "shift": Choice(_TURN, fixed="the same in every row"),
-    "flip": Choice("heads face either way, in the virtual cohort one in ten to the left", fixed="measured on mirrored images, table mirror"),
+    "flip": Choice("heads face either way, in the virtual cohort one in ten to the left; less where epochs are few", fixed="measured on mirrored images, table mirror"),
     "gain": Choice(_LIGHT, fixed="the same in every row"),
     "offset": Choice(_LIGHT, fixed="the same in every row"),
     "gamma": Choice(_LIGHT, fixed="the same in every row"),
     "noise": Choice(_LIGHT, fixed="the same in every row"),
     "optimiser": Choice("fastai's usual; clipped for the rare spikes of the gradient through a heat map", fixed="the same in every row"),
     "epochs": Choice("what the profile's time allows", fixed="the same in every row"),
-    "batch_size": Choice("small batches, more steps", fixed="the same in every row"),
+    "batch_size": Choice("enough steps in the profile's epochs", fixed="the same in every row"),
     "lr": Choice("chosen on other virtual patients", fixed="the same in every row"),
     "weight_decay": Choice("a usual one for AdamW", fixed="the same in every row"),
     "precision": Choice("bf16 where the processor has it, for time", fixed="the run's own is saved with it"),

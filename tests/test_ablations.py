@@ -320,6 +320,19 @@ def test_page_of_choices_says_what_an_ablation_said(ablated):  # noqa: F811
     assert said["evidence"].endswith("not yet run")
     assert said["w_dist"].startswith("the three terms: ") and "; the weights of L_dist and L_attn: not yet run" in said["w_dist"]
     assert f"{-400 / n:.1f} (".replace("-", "−") in said["w_cls"]  # the largest difference: four more wrong than the full method
+    for seed in ablated.profile.ablation_seeds:
+        write_run(ablated, ablated.profile.run("student", seed).with_(temperature=1.0), predictions(ablated.cohort, n, 1.0))
+    table = ablations.ablation(Results(ablated), "temperature")  # all wrong at T = 1, in every resample; p = 2 / (100 + 1)
+    assert ablations.finding(table) == "1 of 1 significant; T = 1: −100.0 (−100.0 to −100.0), p = 0.020"
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_design_counts_the_rows_and_runs_of_each_group(profile):
+    data = ablations.design(profile).data.set_index("group")
+    for name, row in data.iterrows():
+        rows = profile.ablations()[name].rows if name in profile.ablations() else {}
+        assert (row[f"rows in {profile.name}"], row["runs"]) == (len(rows), len(rows) * len(profile.ablation_seeds))
+    assert data.index.tolist() == list(GROUPS)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
