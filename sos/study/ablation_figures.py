@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..config import GROUPS
-from .figures import CONTROL_COLOUR, GREY, PAGE, ROLE_COLOURS, ROLE_NAMES, caption, journal, letters
-from .results import METRIC_NAMES, NOT_YET, SIGNIFICANT, Table, p_written
+from .figures import CONTROL_COLOUR, GREY, PAGE, ROLE_COLOURS, caption, journal, letters
+from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, Table, p_written
 
 TITLES = {"accuracy": "accuracy", "pointing": "Grad-CAM's peak inside the box"}
 GAP = (-0.25, 1.25)  # ends of the axis of the gap closed: with few patients its interval may reach far beyond

@@ -124,8 +124,8 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
     if name == "terms":
         notes[1] += " The subset without any term would be no training."
     if "gap_value" in data:
-        notes.append("Gap closed = (student − baseline) / (teacher − baseline), in accuracy, all of the row's own settings; no gap: the teacher is "
-                     "not better than the baseline.")
+        notes.append("Gap closed = (student − baseline) / (teacher − baseline), in accuracy, all of the row's own settings; no gap: the "
+                     "teacher is not better than the baseline.")
     if name == "label_share":
         notes.append("Patients are drawn anew for each seed, by stage; those of a smaller share are among those of a larger one. Each image is seen "
                      "the more often, so that all rows take as many steps. Validation patients keep their labels.")
@@ -254,5 +254,5 @@ def _value(profile: Profile, setting: str) -> str:
         return str(getattr(profile, setting))
     values = {role: getattr(profile, role).resolved().get(setting) for role in reversed(ROLES)}
     values = {role: f"{value:g}" if isinstance(value, float) else str(value) for role, value in values.items() if value is not None}
-    first = next(iter(values.values()))
+    first = next(iter(values.values()), "not used by the main runs")
     return "; ".join([first, *(f"{role} {value}" for role, value in values.items() if value != first)])
