@@ -1,18 +1,20 @@
 """Every number of the project that is a choice, in one place: what one training run is (`RunConfig`) and what a profile is (`Profile`).
 
 Where the paper is silent (weights of the terms, optimiser, image size, backbone, attention distance) the choice is a named field here, its
-reason beside it, and notebook 05 varies it.
+reason stands in `choices`, and notebook 05 varies it in the groups that are listed there.
 """
 
 import ast
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from .choices import GROUPS, Ablation
 from .errors import ConfigError
 
 ROLES = ("teacher", "baseline", "student", "detector")
@@ -52,7 +54,8 @@ _RANGES = (
     (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn", "w_aim"),
      lambda value: 0 <= value < math.inf, "0 or above"),
     (("flip", "min_score"), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
-    (("dropout", "progressive"), lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    (("dropout", "progressive", "box_jitter"), lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    (("label_share",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
 )
 
 
@@ -65,8 +68,8 @@ class RunConfig:
 
     # network
     backbone: str = "resnet16_half"  # one of BACKBONES; ResNet-18 with half the channels and without its last block, see models
-    output_stride: int = 16  # pixels of input a cell of the last feature map: 32 is cheaper, but then the joint is one cell of a frame
-    pretrained: bool = False  # ImageNet weights through torchvision; needs the network once, so never the default
+    output_stride: int = 16  # pixels of input a cell of the last feature map, 16 or 32
+    pretrained: bool = False  # ImageNet weights through torchvision
     dropout: float = 0.0  # on the features before the classifier
     looks: int = 1  # 1: as in the paper; 2, not for teachers: a glance at the reduced frame aims a window, which is then seen closely, see zoom
     glance_px: int = 96  # side of the reduced frame at the first of two looks; the second has window_px
@@ -77,17 +80,20 @@ class RunConfig:
     # pictures
     frame_px: int = 192  # side of the square full image that baseline and student see
     window_px: int = 96  # side of the square window that the teacher sees
-    window_scale: float = 1.0  # side of the teacher's window over the longer side of the expert's box
+    window_scale: float = 1.0  # side of the teacher's window over the longer side of the expert's box; a student takes its teacher's
+    box_jitter: float = 0.0  # in training the expert's box is moved and resized at random by up to this share of its sides
 
     # one random transform a patient, shared by both cameras
     rotate_deg: float = 8.0  # uniform in ±
     zoom: float = 0.08  # log-uniform in ±
     shift: float = 0.06  # of the frame's side, uniform in ±
-    flip: float = 0.5  # probability of a left-right mirror: heads face either way, in the virtual cohort one in ten to the left
+    flip: float = 0.5  # probability of a left-right mirror
     gain: float = 0.15  # contrast, log-uniform in ±
     offset: float = 0.05  # brightness, uniform in ±
     gamma: float = 0.15  # log-uniform in ±
     noise: float = 0.01  # largest standard deviation of added Gaussian noise
+
+    label_share: float = 1.0  # of the training patients, those that are used; each image the more often, so that the steps stay as many
 
     # optimisation: AdamW under fastai's one-cycle schedule
     epochs: int = 8
@@ -102,7 +108,7 @@ class RunConfig:
     w_dist: float = 0.5
     w_attn: float = 0.1
     temperature: float = 3.0  # the paper's T
-    attn_distance: str = "kl"  # one of ATTENTION_DISTANCES: the paper names none; KL compares the maps as distributions over places
+    attn_distance: str = "kl"  # one of ATTENTION_DISTANCES
     evidence: str = "share"  # one of EVIDENCES: how the student's spatial logits are scaled before they are compared, see losses
     cam_target: str = "label"  # whose class both Grad-CAMs explain in training: the reader's label, or the teacher's decision
     w_aim: float = 1.0  # of L_aim, own window against the teacher's; only for a student that looks twice
@@ -138,7 +144,7 @@ class RunConfig:
         window = ("window_px", "window_scale")  # a student learns from its teacher's own window
         twice = ("looks", "glance_px", "aim_gradient", "w_aim")
         framed = ("frame_px", "cam_layer")  # a teacher's maps are, in its student's training, of the student's layer
-        unused = {"teacher": (*_DISTILLATION, *framed, "min_score"), "baseline": (*_DISTILLATION, *window, "min_score"),
+        unused = {"teacher": (*_DISTILLATION, *framed, "min_score"), "baseline": (*_DISTILLATION, *window, "box_jitter", "min_score"),
                   "student": (*window, "min_score"), "detector": (*_DISTILLATION, *window, "cam_layer")}[self.role]
         unused = {*unused, *twice} if self.looks == 1 else set(unused) - {"window_px"}
         return {key: value for key, value in values.items() if key not in unused}
@@ -153,6 +159,7 @@ LOGIT_ONLY, DISTILLED, STARTED = "logit-only distillation", "distilled student",
 TWICE, TWICE_SCRATCH, TWICE_ALONE = "two-look student", "two-look student from scratch", "two looks, labels only"
 _DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init",
                  "teacher_backbone")
+_SHARED = ("label_share", "box_jitter", "window_scale")  # a student that changes one of these needs a teacher that does
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,8 @@ class Profile:
     native_px: int = 768  # cached images larger than this on their longer side are reduced to it
     bootstrap: int = 2000  # resamples over patients behind each 95 % interval
     ablation_seeds: tuple[int, ...] = (0,)
-    temperatures: tuple[float, ...] = (1.0, 3.0, 8.0)
-    without_labels: bool = True  # whether the ablation holds the subsets without L_cls too
+    without_labels: bool = True  # whether the ablation of the terms holds the subsets without L_cls too
+    varied: dict[str, tuple] = field(default_factory=dict)  # names of GROUPS → the values trained beside the profile's own
     backbones: tuple[str, ...] = ()  # other networks of the table of networks, each as teacher, baseline and student of its own teacher
     teacher_backbones: tuple[str, ...] = ()  # networks that the table holds as teachers only
     progressive: float = 0.0  # of the table's rows on progressive training, main networks otherwise; 0: no such rows
@@ -195,8 +202,20 @@ class Profile:
             raise ConfigError(f"no model '{model}'; known: {', '.join(MODELS)}, detector")
         return getattr(self, model).with_(seed=self.seeds[0] if seed is None else seed)
 
-    def ablations(self) -> dict[str, list[RunConfig]]:
-        """Rows of the ablation table: every subset of the three terms, then temperatures; each with one run a seed.
+    def teacher_of(self, config: RunConfig) -> RunConfig:
+        """The teacher that the student or detector `config` needs: the main one of its seed, changed where `config` changes what both share, and
+        with another backbone where it names one."""
+        changed = {name: getattr(config, name) for name in _SHARED if getattr(config, name) != getattr(self.student, name)}
+        changed |= {"backbone": config.teacher_backbone} if config.teacher_backbone else {}
+        return self.run("teacher", config.seed).with_(**changed)
+
+    def ablations(self) -> dict[str, Ablation]:
+        """The ablations that the profile trains, by the names of GROUPS: the three terms, and the groups in `varied`."""
+        special = {"terms": self._terms, "two_looks": self._two_looks}
+        return {name: special[name]() if name in special else self._vary(name) for name in GROUPS if name == "terms" or name in self.varied}
+
+    def _terms(self) -> Ablation:
+        """Every subset of the three terms against all of them.
 
         The subset with only L_cls is the plain full-image network itself, and the full set the student: the profile's main runs.
         """
@@ -210,16 +229,44 @@ class Profile:
                 base = self.student.with_(w_cls=self.student.w_cls * cls, w_dist=self.student.w_dist * dist,
                                           w_attn=self.student.w_attn * attn)
             rows[" + ".join(terms)] = [base.with_(seed=seed) for seed in self.ablation_seeds]
-        for temperature in self.temperatures:
-            if temperature != self.student.temperature:
-                rows[f"all, T = {temperature:g}"] = [self.student.with_(temperature=temperature, seed=seed)
-                                                     for seed in self.ablation_seeds]
-        return rows
+        return Ablation("terms", rows, dict.fromkeys(rows, list(rows)[-1]))
 
-    def teacher_of(self, config: RunConfig) -> RunConfig:
-        """The teacher that the student `config` learns from: the main one of its seed, with another backbone where the student names one."""
-        changed = {"backbone": config.teacher_backbone} if config.teacher_backbone else {}
-        return self.run("teacher", config.seed).with_(**changed)
+    def _two_looks(self) -> Ablation:
+        """The two-look student against others, one part changed in each: those that `varied` names, of TWO_LOOKS."""
+        zoom = self.zoom
+        changed = {
+            "from scratch": zoom.with_(student_init="scratch"),
+            "the stage moves the window too": zoom.with_(aim_gradient=True),
+            "without L_dist": zoom.with_(w_dist=0.0),
+            "without L_attn": zoom.with_(w_attn=0.0),
+            "L_cls and L_aim alone": zoom.with_(w_dist=0.0, w_attn=0.0),
+            "labels alone, no teacher": self.competitors()[TWICE_ALONE][0],
+            "one look": self.student,
+        }
+        configs = {"two looks": zoom} | {name: changed[name] for name in self.varied["two_looks"]}
+        return Ablation("two_looks", {name: [config.with_(seed=seed) for seed in self.ablation_seeds] for name, config in configs.items()},
+                        dict.fromkeys(configs, "two looks"))
+
+    def _vary(self, name: str) -> Ablation:
+        """A group's settings at each value (several settings: at each combination) and at the profile's own, the reference of its role."""
+        group, rows, reference = GROUPS[name], {}, {}
+
+        def named(role, values):
+            return (f"{role}, " if len(group.roles) > 1 else "") + group.row.format(*values).replace("%", " %")
+
+        for role in group.roles:
+            base = getattr(self, role)
+            own = tuple(getattr(base, setting) for setting in group.settings)
+            combined = list(itertools.product(self.varied[name], repeat=len(own)))
+            if group.relative:
+                combined = [tuple(type(o)(float(f"{o * v:.6g}")) for o, v in zip(own, values, strict=True)) for values in combined]
+            combined = list(dict.fromkeys([own, *combined]))
+            for values in combined if isinstance(own[0], str) else sorted(combined):
+                row = named(role, values)
+                changed = base.with_(**dict(zip(group.settings, values, strict=True)))
+                rows[row] = [changed.with_(seed=seed) for seed in self.ablation_seeds]
+                reference[row] = named(role, own)
+        return Ablation(name, rows, reference)
 
     def networks(self) -> dict[str, list[RunConfig]]:
         """Rows of the table of networks, `<backbone>, <role>` and `<backbone>, progressive, <role>`: each with one run a seed, under the main
@@ -258,6 +305,8 @@ class Profile:
         return values
 
 
+TWO_LOOKS = ("from scratch", "the stage moves the window too", "without L_dist", "without L_attn", "L_cls and L_aim alone", "labels alone, no teacher",
+             "one look")
 EVERY_COMPETITOR = (PIPELINE, LOGIT_ONLY, STARTED, TWICE_SCRATCH, TWICE_ALONE)  # beside the main runs
 
 
@@ -274,11 +323,12 @@ PROFILES = {
     profile.name: profile
     for profile in (
         # minutes on two cores: shows that everything runs; its figures mean nothing
-        _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, temperatures=(1.0, 3.0), native_px=512,
+        _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, native_px=512,
+                 varied=dict(temperature=(1.0,), weights=(10.0,), box_jitter=(0.2,), label_share=(0.5,), two_looks=TWO_LOOKS),
                  difficulties=(0.0, 1.0, 2.0), difficulty_patients=24, competitors_trained=EVERY_COMPETITOR,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16), zoom=dict(frame_px=192, glance_px=64)),
         # at most 20 minutes on two cores: shows the effects
-        _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, temperatures=(3.0,), without_labels=False,
+        _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, without_labels=False,
                  competitors_trained=(PIPELINE,),  # the others cost as much as a student each
                  difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
                  # few epochs: on whole images small batches, for more steps, and little variation beside that of patients and scanners;
@@ -289,8 +339,12 @@ PROFILES = {
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
-                 temperatures=(1.0, 2.0, 3.0, 5.0, 8.0), native_px=1024, competitors_trained=EVERY_COMPETITOR,
+                 native_px=1024, competitors_trained=EVERY_COMPETITOR,
                  backbones=("resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,
+                 varied=dict(temperature=(1.0, 2.0, 5.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
+                             cam_target=CAM_TARGETS, cam_layer=CAM_LAYERS, output_stride=(16, 32), frame_px=(0.5, 0.75, 1.0),
+                             window_scale=(0.75, 1.5), box_jitter=(0.1, 0.25), label_share=(0.1, 0.25, 0.5), student_init=STUDENT_INITS,
+                             two_looks=TWO_LOOKS),
                  common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3),
                  zoom=dict(epochs=24, frame_px=896, glance_px=224), detector=dict(epochs=30)),  # neither yet tried at this size
     )

@@ -19,7 +19,7 @@ def other_value(name, value):
     choices = {"role": ROLES, "backbone": config.BACKBONES, "attn_distance": config.ATTENTION_DISTANCES, "cam_target": config.CAM_TARGETS,
                "cam_layer": config.CAM_LAYERS, "teacher_backbone": config.BACKBONES,
                "evidence": config.EVIDENCES, "student_init": config.STUDENT_INITS, "precision": config.PRECISIONS,
-               "output_stride": (16, 32)}
+               "output_stride": (16, 32), "label_share": (0.5, 1.0)}
     if name in choices:
         return next(choice for choice in choices[name] if choice != value)
     return not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.25)
@@ -96,7 +96,8 @@ def test_impossible_choice_names_the_possible_ones(change):
                                     {"temperature": -3.0}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"window_scale": 0.0},
                                     {"weight_decay": -0.1}, {"w_cls": -1.0}, {"w_dist": float("nan")}, {"w_attn": -0.5}, {"noise": -0.01},
                                     {"flip": 1.5}, {"flip": -0.1}, {"dropout": 1.0}, {"dropout": -0.1}, {"progressive": 1.0},
-                                    {"progressive": -0.1}, {"min_score": 1.5}, {"min_score": -0.1}])
+                                    {"progressive": -0.1}, {"min_score": 1.5}, {"min_score": -0.1}, {"box_jitter": 1.0},
+                                    {"box_jitter": -0.1}, {"label_share": 0.0}, {"label_share": 1.1}])
 def test_impossible_number_is_an_error(change):
     (name,) = change
     with pytest.raises(ConfigError, match=f"^{name} = .* must be "):
@@ -128,10 +129,10 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 OF_TWO_LOOKS = {"glance_px", "aim_gradient", "w_aim"}  # used where looks = 2, see test_zoom
-USED_BY = {"teacher": {"window_px", "window_scale"}, "baseline": {"frame_px", "looks", "cam_layer"},
-           "student": {"frame_px", "looks", "cam_layer", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence", "cam_target",
-                       "student_init", "teacher_backbone"},
-           "detector": {"frame_px", "min_score"}}
+USED_BY = {"teacher": {"window_px", "window_scale", "box_jitter"}, "baseline": {"frame_px", "looks", "cam_layer"},
+           "student": {"frame_px", "looks", "cam_layer", "box_jitter", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence",
+                       "cam_target", "student_init", "teacher_backbone"},
+           "detector": {"frame_px", "box_jitter", "min_score"}}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -189,27 +190,24 @@ def test_profile_gives_runs_of_the_asked_role_and_seed(profile):
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_ablations_hold_each_subset_of_the_terms_once(profile):
-    rows = profile.ablations()
+    rows = profile.ablations()["terms"].rows
     subsets = [" + ".join(f"L_{name}" for name, on in zip(("cls", "dist", "attn"), on) if on)
                for on in itertools.product((0, 1), repeat=3) if any(on) and (on[0] or profile.without_labels)]
-    temperatures = [f"all, T = {t:g}" for t in profile.temperatures if t != profile.student.temperature]
-    assert sorted(rows) == sorted([*subsets, *temperatures])
+    assert sorted(rows) == sorted(subsets)
     for name, runs in rows.items():
         assert [run.seed for run in runs] == list(profile.ablation_seeds)
         assert {run.epochs for run in runs} == {profile.student.epochs}
         if name == "L_cls":
             assert {run.role for run in runs} == {"baseline"}
-        elif name.startswith("L_"):
+        else:
             weights = {f"L_{term}": getattr(runs[0], f"w_{term}") for term in ("cls", "dist", "attn")}
             assert {term for term, weight in weights.items() if weight > 0} == set(name.split(" + "))
             assert all(weight in (0, getattr(profile.student, f"w_{term[2:]}")) for term, weight in weights.items())
-        else:
-            assert f"{runs[0].temperature:g}" == name.rpartition(" ")[2]
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_ablation_of_nothing_and_of_everything_are_the_main_runs(profile):
-    rows, seed = profile.ablations(), profile.ablation_seeds[0]
+    rows, seed = profile.ablations()["terms"].rows, profile.ablation_seeds[0]
     assert rows["L_cls"][0] == profile.run("baseline", seed)
     assert rows["L_cls + L_dist + L_attn"][0] == profile.run("student", seed)
 

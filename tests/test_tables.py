@@ -10,7 +10,7 @@ import pytest
 
 from sos.config import TAUGHT_ROLES, get_profile
 from sos.errors import ConfigError, RunError
-from sos.study import grid, result_figures, results, tables
+from sos.study import ablations, grid, result_figures, results, tables
 from sos.study.metrics import difference, gap_closed, measure
 from sos.study.zoom_figures import WINDOW
 from sos.study.runs import Run, round_weights, run_name, save_weights, training_code
@@ -45,7 +45,7 @@ def write_run(study, config, table, weights=False, mirrored=None):
     if config.looks == 2:
         table = table.assign(**dict(zip(WINDOW, (0.3, 0.3, 0.6, 0.6), strict=True)))
     if config.role in TAUGHT_ROLES:
-        teacher = run_name(study.profile.run("teacher", config.seed), study.store.digest, study.profile.scheme)
+        teacher = run_name(study.profile.teacher_of(config), study.store.digest, study.profile.scheme)
     path = study.folder / "models" / run_name(config, study.store.digest, study.profile.scheme, teacher)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -187,16 +187,17 @@ def test_plan_has_each_run_once_and_what_it_needs_before_it(name):
     profile = get_profile(name)
     jobs = grid.plan(profile)
     assert len({job.config for job in jobs}) == len(jobs)
-    asked = [*profile.ablations().values(), *profile.networks().values()]
-    assert {config for configs in asked for config in configs} <= {job.config for job in jobs}
+    varied = {config for ablation in profile.ablations().values() for configs in ablation.rows.values() for config in configs}
+    varied |= {config for configs in profile.networks().values() for config in configs}
+    assert varied <= {job.config for job in jobs}
     for place, job in enumerate(jobs):
         assert all(need < place for need in job.needs)
         teachers = [jobs[need].config for need in job.needs]
         assert teachers == ([profile.teacher_of(job.config)] if job.config.role in TAUGHT_ROLES else [])
     main = {profile.run(role, seed) for role in WRONG for seed in profile.seeds}
     main |= {config for name in profile.competitors_trained for config in profile.competitors()[name]}
-    teachers = {profile.teacher_of(job.config) for job in jobs if job.config.role in TAUGHT_ROLES}
-    assert {job.config for job in jobs if job.keep_weights} == main | teachers
+    taught = {profile.teacher_of(job.config) for job in jobs if job.config.role in TAUGHT_ROLES}
+    assert {job.config for job in jobs if job.keep_weights} == main | taught
 
 
 def test_run_grid_obtains_every_job_in_the_order_of_the_plan(monkeypatch):
@@ -238,7 +239,8 @@ def test_every_table_of_a_profile_without_runs_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
     study = Study("paper")
     paths = tables.write_tables(study)
-    assert sorted(path.suffix for path in paths) == sorted([".csv", ".md"] * len(tables.TABLES))
+    assert sorted(path.suffix for path in paths) == sorted([".csv", ".md"] * (len(tables.TABLES) + len(study.profile.ablations()) - 1))
+    assert len({path.name for path in paths}) == len(paths)
     for path in paths:
         if path.suffix == ".md":
             assert "not yet run" in path.read_text(encoding="utf-8"), path.name
@@ -275,42 +277,16 @@ def test_no_gap_is_called_so(study):
     assert any("not significantly different" in sentence for sentence in tables.findings(known))
 
 
-ABLATED = {"L_cls": 4, "L_dist": 4, "L_attn": 3, "L_cls + L_dist": 2, "L_cls + L_attn": 3, "L_dist + L_attn": 1, tables.FULL: 0}
+ABLATED = {"L_cls": 4, "L_dist": 4, "L_attn": 3, "L_cls + L_dist": 2, "L_cls + L_attn": 3, "L_dist + L_attn": 1, ablations.FULL: 0}
 
 
 @pytest.fixture
 def ablated(finished):
     for setting, wrong in ABLATED.items():
-        for config in finished.profile.ablations()[setting]:
+        for config in finished.profile.ablations()["terms"].rows[setting]:
             table = predictions(finished.cohort, wrong, 1.0 if "L_attn" in setting else 0.0)
-            write_run(finished, config, table, weights=setting in ("L_cls", tables.FULL) and config.seed == 0)  # those are main runs
+            write_run(finished, config, table, weights=setting in ("L_cls", ablations.FULL) and config.seed == 0)  # those are main runs
     return finished
-
-
-def test_ablation_compares_each_row_with_the_full_method_and_says_what_is_not_significant(ablated):
-    table, n = tables.ablation(results.Results(ablated)), held_out(ablated)
-    data = table.data.set_index("setting")
-    for setting, wrong in ABLATED.items():
-        assert data.loc[setting, "accuracy_value"] == pytest.approx(1 - wrong / n)
-        if setting != tables.FULL:
-            assert data.loc[setting, "accuracy_difference_value"] == pytest.approx(-wrong / n)
-    assert data.loc["L_cls", "pointing_difference_p_holm"] < 0.2 and data.loc["L_cls", "pointing_difference_value"] == -1
-    assert data.loc["L_dist + L_attn", "pointing_difference_p_holm"] == 1.0
-    assert shown(table, "L_dist + L_attn", "pointing against the full method") == "+0.0, p = 1.000: not significant"
-    missing = next(name for name in data.index if "T =" in name)
-    assert shown(table, missing, "accuracy, %") == "not yet run"
-    said = tables.ablation_findings(table)
-    assert any(s.startswith("Pointing game not significantly") and "L_dist + L_attn" in s for s in said)
-    assert not any(missing in s for s in said)
-
-
-def test_effect_of_a_term_is_the_mean_over_the_subsets_it_can_be_added_to(ablated):
-    data, n = tables.effects(results.Results(ablated)).data.set_index(["term", "metric"]), held_out(ablated)
-    gain = np.mean([ABLATED["L_cls"] - ABLATED["L_cls + L_dist"], ABLATED["L_attn"] - ABLATED["L_dist + L_attn"],
-                    ABLATED["L_cls + L_attn"] - ABLATED[tables.FULL]]) / n
-    assert data.loc[("L_dist", "accuracy"), "value"] == pytest.approx(gain)
-    assert data.loc[("L_attn", "pointing"), "value"] == 1
-    assert data.loc[("L_cls", "pointing"), "value"] == 0
 
 
 def test_localisation_stands_beside_controls(finished):
@@ -371,17 +347,6 @@ def test_machine_summary_names_each_machine_once(finished):
 
 
 # ---- result figures --------------------------------------------------------------------------------------------------
-
-
-def test_forest_draws_the_numbers_of_the_table(ablated):
-    table = tables.ablation(results.Results(ablated))
-    figure = result_figures.forest(table)
-    ax = figure.axes[0]
-    drawn = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() in "oD"]
-    assert drawn == pytest.approx((100 * table.data["accuracy_value"].dropna()).tolist())
-    assert [label.get_text() for label in ax.get_yticklabels()][0] == "L_cls"
-    texts = [text.get_text() for text in ax.texts]
-    assert "reference" in texts and "not yet run" in texts and any("n.s." in text for text in texts)
 
 
 def test_model_bars_have_the_heights_of_the_accuracies(finished):

@@ -100,6 +100,7 @@ class ViewLoader(DataLoader):
     pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target). detector: (frame, box), the
     expert's (b, 4) in frame coordinates.
     The order and the transforms of epoch e depend on (seed, e) alone, so that training goes on after a stop exactly as it would have.
+    window_px, window_scale: those of a student's teacher; 0: the config's own.
     """
 
     def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0):
@@ -130,6 +131,8 @@ class ViewLoader(DataLoader):
             scene = random_scene(sizes, config, self.generator)
             light = Light.random(len(rows), config, self.generator, self.device)
             finish = lambda picture: normalise(light.shine(picture / 255, self.generator))  # noqa: E731
+            if config.box_jitter > 0 and config.role != "baseline":  # no random number is drawn where nothing moves
+                boxes = jittered(boxes, config.box_jitter, self.generator)
         else:
             scene, finish = still_scene(sizes, mirrored), lambda picture: normalise(picture / 255)
         boxes = scene.box_to_frame(boxes)
@@ -142,3 +145,29 @@ class ViewLoader(DataLoader):
         if config.role == "student" and self.training:
             return frame, finish(camera(native, scene, self.window_px, window)), window, target
         return frame, target
+
+
+def jittered(boxes: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """(b, 4) boxes as a less careful expert would draw them: the centre moved by up to `share` of each side, and each side up to `share` longer
+    or shorter, all uniform."""
+    uniform = torch.rand(len(boxes), 4, generator=generator, device=boxes.device) * 2 - 1
+    sides = boxes[:, 2:] - boxes[:, :2]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + share * uniform[:, :2] * sides
+    half = sides * (1 + share * uniform[:, 2:]) / 2
+    return torch.cat([centre - half, centre + half], 1)
+
+
+def training_rows(cohort: Cohort, share: float = 1.0, seed: int = 0) -> np.ndarray:
+    """Row numbers of the training images of a `share` of the training patients, repeated until they are as many as those of all: fewer patients
+    then do not mean fewer steps.
+
+    Patients are chosen with `seed`, within each stage (a patient's most fused one), at least one of each; those of a smaller share are among
+    those of a larger one.
+    """
+    part = cohort.subset("train")
+    stage_of = part.groupby("patient_id")["target"].max()
+    rng, kept = np.random.default_rng([seed, 0x1ABE]), []
+    for stage in sorted(stage_of.unique()):
+        patients = rng.permutation(stage_of.index[stage_of == stage].to_numpy())
+        kept += patients[:max(1, round(share * len(patients)))].tolist()
+    return np.resize(part.index[part["patient_id"].isin(kept)].to_numpy(), len(part))

@@ -28,8 +28,9 @@ def plan(profile: Profile) -> list[Job]:
     """
     main = [profile.run(model, seed) for model in MODELS for seed in profile.seeds]
     competitors = [config for name in profile.competitors_trained for config in profile.competitors()[name]]
-    varied = [config for configs in (profile.ablations() | profile.networks()).values() for config in configs]
-    taught = [profile.teacher_of(config) for config in varied if config.role in TAUGHT_ROLES]  # of seeds and backbones only these use
+    varied = [config for ablation in profile.ablations().values() for configs in ablation.rows.values() for config in configs]
+    varied += [config for configs in profile.networks().values() for config in configs]
+    taught = [profile.teacher_of(config) for config in varied if config.role in TAUGHT_ROLES]  # their weights are needed
     kept = list(dict.fromkeys(main + competitors + taught))
     kept.sort(key=lambda config: ROLES.index(config.role))
     order = kept + [config for config in dict.fromkeys(varied) if config not in kept]
@@ -53,6 +54,12 @@ def run_grid(profile: str | Profile, cohort: str = "", progress: Callable[[int, 
         if progress is not None:
             progress(len(runs), len(jobs))
     return runs
+
+
+def run_group(study: Study, name: str) -> list[Run]:
+    """Make or find the runs of one ablation of the study's profile, by its name, in the order of the plan."""
+    wanted = {config for configs in study.profile.ablations()[name].rows.values() for config in configs}
+    return [study.obtain(job.config, keep_weights=job.keep_weights) for job in plan(study.profile) if job.config in wanted]
 
 
 def find(study: Study, configs: list[RunConfig]) -> list[Run]:

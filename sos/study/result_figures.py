@@ -1,4 +1,4 @@
-"""Figures of the method and its results: shared scene, three terms, models, ablations, the main figure; and all figures by name."""
+"""Figures of the method and its results: shared scene, three terms, models, the main figure; and all figures by name."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,14 @@ from ..cohort.views import ViewLoader
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
 from . import attention, cohort_figures, difficulty, figures, trust, zoom_figures
+from .ablation_figures import ablation_figures
+from .ablations import ablation
 from .attention import look, still_pictures, windows
 from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, SEX_COLOURS, SEX_NAMES, caption, draw_box,
                       example_rows, journal, letters, overlay, people, tight)
-from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STUDENTS, Results, Table, closed, over_seeds, p_written, summarise, written
+from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, STUDENTS, Results, Table, closed, over_seeds, summarise, written
 from .runs import Run
-from .tables import FULL, ablation, by_difficulty, controls
+from .tables import by_difficulty, controls
 from .training import Study, frame_boxes
 
 MODELS = ("baseline", "student", "zoom", "teacher")  # in the order of what they are given
@@ -145,57 +147,6 @@ def model_bars(results: Results, metrics: tuple[str, ...] = ("accuracy", "macro_
     _gap(axes[-1], results)
     letters(axes)
     caption(fig, f"Held-out images, 95 % intervals; {_tested(results)}")
-    return fig
-
-
-@journal
-def forest(table: Table) -> Figure:
-    """The ablation as a forest plot: accuracy and pointing game of each setting with 95 % intervals, the full method's value as a line,
-    and what the paired test says. table: `tables.ablation`."""
-    data = table.data
-    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 0.27 * len(data) + 1.15), sharey=True)
-    places = np.arange(len(data))
-    for ax, metric in zip(axes, ("accuracy", "pointing"), strict=True):
-        full = data.loc[data["setting"] == FULL, f"{metric}_value"].iloc[0]
-        if np.isfinite(full):
-            ax.axvline(100 * full, color=GREY, lw=0.8, ls=":")
-        for place, row in zip(places, data.to_dict("records"), strict=True):
-            if not np.isfinite(row[f"{metric}_value"]):
-                ax.text(0, place, "not yet run", va="center", color=GREY, fontsize=6.5)
-                continue
-            value, low, high = (100 * row[f"{metric}_{key}"] for key in ("value", "low", "high"))
-            p = row[f"{metric}_difference_p_holm"]
-            colour = "black" if row["setting"] == FULL else ROLE_COLOURS["baseline"] if p < SIGNIFICANT else CONTROL_COLOUR
-            ax.plot([low, high], [place, place], color=colour, lw=1.4)
-            ax.plot(value, place, "D" if row["setting"] == FULL else "o", color=colour, ms=5)
-            said = "reference" if row["setting"] == FULL else f"{p_written(p)}{'' if p < SIGNIFICANT else ', n.s.'}"
-            ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
-        ax.set(xlabel=METRIC_NAMES[metric].replace(", %", " (%)"), xlim=(-2, 102), ylim=(len(data) - 0.5, -0.5))
-        ax.tick_params(axis="y", length=0)
-        ax.set_title("accuracy" if metric == "accuracy" else "Grad-CAM's peak inside the box")
-    axes[0].set_yticks(places, [f"{name}, full method" if name == FULL else name for name in data["setting"]])
-    letters(axes)
-    caption(fig, "Terms and temperatures, 95 % intervals; p of the paired difference from the full method (Holm); n.s., grey: not "
-                  f"significant. {table.notes[0].split('.')[0]}")
-    return fig
-
-
-@journal
-def temperature_curve(table: Table, main_temperature: float) -> Figure:
-    """Accuracy and pointing game of the full method by temperature, with 95 % intervals. table: `tables.ablation`."""
-    names = {FULL: main_temperature} | {name: float(name.rpartition("= ")[2]) for name in table.data["setting"] if "T = " in name}
-    data = table.data[table.data["setting"].isin(names)]
-    data = data.assign(temperature=data["setting"].map(names)).sort_values("temperature")
-    fig, axes = plt.subplots(1, 2, figsize=(PAGE * 0.75, 2.1))
-    for ax, metric in zip(axes, ("accuracy", "pointing"), strict=True):
-        value, low, high = (100 * data[f"{metric}_{key}"] for key in ("value", "low", "high"))
-        ax.errorbar(data["temperature"], value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt="o-",
-                    color=ROLE_COLOURS["student"], capsize=2.5, elinewidth=0.9)
-        ax.set(xscale="log", xlabel="temperature T", ylabel=METRIC_NAMES[metric].replace(", %", " (%)"), ylim=(0, 105))
-        ax.set_xticks(data["temperature"], [f"{t:g}" for t in data["temperature"]])
-        ax.minorticks_off()
-    letters(axes)
-    caption(fig, f"All three terms at several temperatures, 95 % intervals. {table.notes[0].split('.')[0]}")
     return fig
 
 
@@ -411,7 +362,6 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig13_confusion": lambda: figures.confusion_matrix({ROLE_NAMES[role]: first[ROLE_NAMES[role]] for role in MODELS}),
         "fig14_student_gradcam": lambda: figures.cam_panels(study, teacher, both),
         "fig15_student_localisation": lambda: located(both),
-        "fig16_ablation": lambda: forest(ablation(results)),
         "fig21_two_looks": lambda: zoom_figures.two_looks(study, next(iter(groups["zoom"].values()))),
         "fig22_aiming": lambda: zoom_figures.aiming(study, list(groups["zoom"].values())),
         "fig20_trust": lambda: trust_panels(results),
@@ -419,8 +369,8 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
     }
     if cohort.virtual:
         drawn["fig19_anatomy"] = lambda: cohort_figures.anatomy_plate(cohort)
-    if len(study.profile.temperatures) > 1:
-        drawn["fig17_temperature"] = lambda: temperature_curve(ablation(results), study.profile.student.temperature)
+    for name in study.profile.ablations():
+        drawn |= ablation_figures(name, lambda name=name: ablation(results, name))
     if difficulty.applies(study):
 
         def harder():

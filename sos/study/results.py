@@ -22,6 +22,7 @@ NOT_YET = "not yet run"
 SIGNIFICANT = 0.05
 ROLE_NAMES = {"teacher": "crop teacher", "baseline": "plain full-image network", "student": "distilled student",
               "zoom": "two-look student"}
+SAID = {"baseline": "plain", "student": "student", "zoom": "two-look student", "teacher": "teacher"}  # in differences
 STUDENTS = ("student", "zoom")  # the paper's, and the one that looks twice
 STAGING = {
     "accuracy": "accuracy, %", "precision": "precision, %", "recall": "recall, %", "f1": "F1, %", "macro_f1": "macro F1, %",
@@ -222,3 +223,19 @@ def verdict(difference: float, p: float) -> str:
 def p_written(p: float) -> str:
     """`p = 0.032`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
+    """name → column → text as a table whose first column `index` holds the names."""
+    return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
+
+
+def who(results: Results) -> str:
+    """On how many held-out patients the main runs were tested, and what a cell of a table holds."""
+    runs = [run for group in results.roles().values() for run in group.values()]
+    if not runs:
+        return "No finished runs yet."
+    people = f"{runs[0].test['patient_id'].nunique()} held-out {'virtual patients' if runs[0].record['virtual'] else 'patients'}."
+    seeds = len(results.profile.seeds)
+    over = f"mean of {seeds} seeds; SD over seeds" if seeds > 1 else "one seed"
+    return f"{people} Value (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples), {over}."

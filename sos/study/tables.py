@@ -16,18 +16,19 @@ from ..config import CROP_TEACHER, PLAIN, TWICE, get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
 from ..files import show_in_readme
 from . import attention, difficulty
+from .ablations import ablation, choices, effects, seeds
 from .describe import ceiling
 from .grid import has_cohort
 from .latency import read_latency
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, STAGING, STUDENTS, TRUST, Results, Table, closed, holm, over_seeds,
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, STAGING, STUDENTS, TRUST, Results, Table, closed, holm, over_seeds,
                       p_value, p_written, sample, shared_seeds, spread, summarise, verdict, written)
+from .results import rows as _rows
+from .results import who as _who
 from .runs import Run, training_code
 from .training import Study
 from .trust import FEWEST, LEAST_KEPT
 
 PUBLISHED = ("quick", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
-FULL = "L_cls + L_dist + L_attn"  # the ablation's row that is the whole method
-SAID = {"baseline": "plain", "student": "student", "zoom": "two-look student", "teacher": "teacher"}  # in differences
 SEEN = {"as_is": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
 PAPER_COLUMN = "published student (723 real patients; not comparable)"
@@ -150,80 +151,6 @@ def _latency_note(times: pd.DataFrame) -> str:
     machine = one["gpu"] if "gpu" in times and isinstance(one["gpu"], str) else f"{one['processor']}, {one['threads']} threads"
     return (f"{said}; {one['images']} images, {one['precision']}, {machine}. The crop teacher's time is that of the network alone: before it, a "
             "person finds the joint and draws the box.")
-
-
-def ablation(results: Results) -> Table:
-    """Each subset of the three terms and each temperature, against the full method; p values adjusted by Holm's method."""
-    profile = results.profile
-    groups = {name: results.of(configs) for name, configs in profile.ablations().items()}
-    numbers = []
-    for name, runs in groups.items():
-        row = {"setting": name, "seeds": len(runs)}
-        for metric in ("accuracy", "kappa", "pointing", "energy"):
-            known = results.summary(runs, metric) if runs else {}
-            row |= {f"{metric}_{key}": known.get(key, np.nan) for key in ("value", "low", "high", "sd")}
-        for metric in ("accuracy", "pointing"):
-            known = results.contrast(metric, np.subtract, runs, groups[FULL]) if name != FULL else {}
-            row |= {f"{metric}_difference_{key}": known.get(key, np.nan) for key in ("value", "low", "high", "p")}
-        numbers.append(row)
-    data = pd.DataFrame(numbers)
-    for metric in ("accuracy", "pointing"):
-        tested = data[f"{metric}_difference_p"].dropna()
-        data[f"{metric}_difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
-    shown = pd.DataFrame([_ablation_row(row, profile.student.temperature) for row in data.to_dict("records")])
-    notes = (_who(results) + f" Epochs of training in every row: {profile.student.epochs}.",
-             f"Differences are to the full method, {FULL}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the "
-             f"comparisons in the column ({len(tested)}); not significant where p is not below {SIGNIFICANT}. The subset without any term "
-             "would be no training.")
-    return Table("ablation", "Ablation of the three terms and of the temperature", data, shown, notes)
-
-
-def _ablation_row(row: dict, temperature: float) -> dict:
-    def text(metric):
-        known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
-        return written(known if row["seeds"] else {}, metric)
-
-    def against(metric):
-        if row["setting"] == FULL:
-            return "reference"
-        return verdict(row[f"{metric}_difference_value"], row[f"{metric}_difference_p_holm"])
-
-    name = f"{FULL}, T = {temperature:g} (full method)" if row["setting"] == FULL else row["setting"]
-    return {"setting": name, METRIC_NAMES["accuracy"]: text("accuracy"), "accuracy against the full method": against("accuracy"),
-            METRIC_NAMES["kappa"]: text("kappa"), METRIC_NAMES["pointing"]: text("pointing"),
-            "pointing against the full method": against("pointing")}
-
-
-def effects(results: Results) -> Table:
-    """What each term adds, averaged over the subsets of the other terms that it can be added to."""
-    groups = {frozenset(name.split(" + ")): results.of(configs) for name, configs in results.profile.ablations().items()
-              if name.startswith("L_")}
-    numbers = []
-    for term in FULL.split(" + "):
-        pairs = [(rest | {term}, rest) for rest in groups if term not in rest]
-        if not pairs:  # a term that every row has
-            continue
-        for metric in ("accuracy", "kappa", "pointing"):
-            known = results.contrast(metric, _mean_gain, *(groups[subset] for pair in pairs for subset in pair))
-            numbers.append({"term": term, "metric": metric, "comparisons": len(pairs), **known})
-    data = pd.DataFrame(numbers)
-    if "p" not in data:
-        data["p"] = np.nan
-    for metric in data["metric"].unique():
-        tested = data.loc[data["metric"] == metric, "p"].dropna()
-        data.loc[tested.index, "p_holm"] = holm(tested.tolist())
-    shown = {term: {} for term in data["term"].unique()}
-    for row in data.to_dict("records"):
-        known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
-        shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
-    notes = (_who(results), "Mean of the differences with and without the term, over all subsets of the other terms but the empty one; p "
-             f"adjusted by Holm's method for {len(shown)} terms.")
-    return Table("effects", "What each term adds", data, _rows(shown, "term"), notes)
-
-
-def _mean_gain(*values):
-    """Mean of the differences of (with, without, with, without, …)."""
-    return np.mean([with_it - without for with_it, without in zip(values[::2], values[1::2], strict=True)], 0)
 
 
 def localisation(results: Results) -> Table:
@@ -397,12 +324,15 @@ def machine(results: Results) -> Table:
     """Each finished run, once, with its training time and the machine that it ran on."""
     named = {ROLE_NAMES[role]: runs for role, runs in results.roles().items()}
     named |= {name: results.of(configs) for name, configs in results.profile.competitors().items()}
-    named |= {f"ablation: {name}": results.of(configs) for name, configs in results.profile.ablations().items()}
+    for kind, varied in results.profile.ablations().items():
+        for name, configs in varied.rows.items():
+            taught = [results.profile.teacher_of(config) for config in configs if config.role == "student"]
+            named |= {f"{kind}: {name}": results.of(configs), f"{kind}: teacher of {name}": results.of(taught)}
     rows = {}
     for model, runs in named.items():
         for seed, run in runs.items():
             known = {"model": model, "seed": seed, "backbone": run.config.backbone, "epochs": run.config.epochs, **run.environment}
-            rows.setdefault(run.name, {"run": run.name, **known})  # some competitors and two rows of the ablation are main runs
+            rows.setdefault(run.name, {"run": run.name, **known})  # some competitors and rows of the ablations are main runs
     numbers = list(rows.values())
     title = "Training time and machine of each run"
     if not numbers:
@@ -414,7 +344,7 @@ def machine(results: Results) -> Table:
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
 
-TABLES = (headline, comparisons, competitors, localisation, mirror, trust, ablation, effects, by_difficulty, cohort, machine)
+TABLES = (headline, comparisons, competitors, localisation, mirror, trust, ablation, effects, seeds, choices, by_difficulty, cohort, machine)
 
 
 def findings(results: Results) -> list[str]:
@@ -440,25 +370,12 @@ def findings(results: Results) -> list[str]:
     return said or [f"The models are {NOT_YET}."]
 
 
-def ablation_findings(table: Table) -> list[str]:
-    """Which rows of the ablation differ from the full method and which do not, a sentence for each metric and kind."""
-    said = []
-    for metric in ("accuracy", "pointing"):
-        tested = table.data[table.data[f"{metric}_difference_p_holm"].notna()]
-        sure, better = tested[f"{metric}_difference_p_holm"] < SIGNIFICANT, tested[f"{metric}_difference_value"] > 0
-        kinds = {"significantly lower than": tested[sure & ~better], "significantly higher than": tested[sure & better],
-                 "not significantly different from": tested[~sure]}
-        for kind, rows in kinds.items():
-            if len(rows):
-                name = METRIC_NAMES[metric].split(",")[0].capitalize()
-                said.append(f"{name} {kind} that of the full method: {'; '.join(rows['setting'])}.")
-    return said or [f"The ablations are {NOT_YET}."]
-
-
 def write_tables(study: Study) -> list[Path]:
-    """Write every table of the study into `runs/<profile>/tables/`; cells without a run say "not yet run". Returns the paths."""
+    """Write every table of the study into `runs/<profile>/tables/`, those of the ablations that the profile trains among them; cells without a
+    run say "not yet run". Returns the paths."""
     results = Results(study)
-    return [path for make in TABLES for path in make(results).save(study.folder / "tables")]
+    made = [make(results) for make in TABLES] + [ablation(results, name) for name in study.profile.ablations() if name != "terms"]
+    return [path for table in made for path in table.save(study.folder / "tables")]
 
 
 def publish(profile: str) -> list[Path]:
@@ -499,17 +416,3 @@ def machine_summary(results: Results) -> dict:
 def _turned(shown: dict[str, dict[str, str]]) -> pd.DataFrame:
     """One column a metric, one row a comparison: there are more of these than a page is wide."""
     return pd.DataFrame(shown).fillna("").rename_axis("comparison").reset_index()
-
-
-def _rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
-    return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
-
-
-def _who(results: Results) -> str:
-    runs = [run for group in results.roles().values() for run in group.values()]
-    if not runs:
-        return "No finished runs yet."
-    people = f"{runs[0].test['patient_id'].nunique()} held-out {'virtual patients' if runs[0].record['virtual'] else 'patients'}."
-    seeds = len(results.profile.seeds)
-    over = f"mean of {seeds} seeds; SD over seeds" if seeds > 1 else "one seed"
-    return f"{people} Value (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples), {over}."

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..cohort.cameras import still_scene
 from ..cohort.manifest import Cohort, read_manifest
-from ..cohort.views import PixelStore, ViewLoader, open_store
+from ..cohort.views import PixelStore, ViewLoader, open_store, training_rows
 from ..config import MODELS, TAUGHT_ROLES, Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.cam import box_mask, enlarge, explain, peak
@@ -146,7 +146,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
         window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
         if config.student_init == "teacher":
             start_from(net, teacher, config)
-    rows = {split: cohort.subset(split).index.to_numpy() for split in ("train", "valid")}
+    rows = {"train": training_rows(cohort, config.label_share, config.seed), "valid": cohort.subset("valid").index.to_numpy()}
     for split in rows:
         if not len(rows[split]):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
