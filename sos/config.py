@@ -23,6 +23,8 @@ EVIDENCES = ("share", "plain")
 STUDENT_INITS = ("teacher", "scratch")
 PRECISIONS = ("auto", "bf16", "fp32")
 
+RUN_ATTEMPTS = 4  # in all, of a run of `sos grid` whose process or machine dies; each goes on from the last epoch of the one before
+
 
 def _known(cls, changes: dict) -> dict:
     names = [f.name for f in fields(cls)]

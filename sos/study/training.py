@@ -25,6 +25,7 @@ from ..cohort.manifest import Cohort, read_manifest
 from ..cohort.views import PixelStore, ViewLoader, open_store
 from ..config import Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
+from ..files import alone
 from ..method.cam import box_mask, enlarge, explain, peak
 from ..method.distill import Distillation
 from ..method.models import StagingNet, build
@@ -79,9 +80,14 @@ class Study:
         keep_weights = keep_weights or config in [self.profile.run(config.role, seed) for seed in self.profile.seeds]
         teacher = self.teacher(config.seed) if config.role == "student" else None
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
-        if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
-            self._train(config, teacher, path, keep_weights)
-            if time.time() > float(os.environ.get("SOS_DEADLINE", "inf")):
+        wanted = [path / "config.json"] + [path / "weights.safetensors"] * keep_weights
+        if not all(file.is_file() for file in wanted):
+            deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
+            with alone(path.with_name(f".{path.name}.lock"), deadline):
+                if all(file.is_file() for file in wanted):  # made by another process while we waited
+                    return Run(path)
+                self._train(config, teacher, path, keep_weights)
+            if time.time() > deadline:
                 raise OutOfTime(f"stopped in time after training the {config.role}, which is saved; the next call goes on")
         return Run(path)
 
