@@ -127,7 +127,7 @@ def train(args) -> int:
     profile, overrides = profile_of(args), config.parse_overrides(args.set)  # a slip is told before torch is loaded
     from .study.training import train as fit
 
-    run = fit(args.role, profile, args.cohort, args.seed, overrides)
+    run = fit(args.role, profile, args.cohort, args.seed, overrides, args.devices)
     accuracy = run.metrics["accuracy"]
     print(f"{run.path}\naccuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on held-out images")
     return 0
@@ -242,6 +242,9 @@ def build_parser() -> argparse.ArgumentParser:
     study_options(sub)
     sub.add_argument("--seed", type=int, help="default: the profile's first")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; `sos config` lists them")
+
+    sub.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, or CPU processes where there is none, that share each batch "
+                     "of the run (default: %(default)s)")
 
     sub = command("grid", grid, "sos grid --profile paper --workers 4 --stop-after 60")
     study_options(sub)

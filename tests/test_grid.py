@@ -47,10 +47,12 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, tmp_path):
-    """Results in a folder of the test's own; two cores, so that two workers have one thread each as the runs that they are compared with."""
+    """Results in a folder of the test's own; no GPU, and two cores, so that two workers have a thread each as the runs they are compared with."""
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
     monkeypatch.delenv("SOS_DEADLINE", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes started here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setitem(config.PROFILES, "tiny", tiny())
 

@@ -235,7 +235,7 @@ def carry_out(order: Order, needs: list[Outcome]) -> Outcome:
 def main() -> None:
     """In an interpreter of its own: make the run whose Order comes on standard input; the last line of the output is how it ended, as JSON."""
     order = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_worker, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ.update(SOS_HOME=order.home, SOS_DEADLINE=str(order.deadline))
     outcome = Outcome(order.name)
     try:
@@ -266,8 +266,11 @@ def _last_line(error: SOSError) -> str:
     return str(error).splitlines()[-1].strip()  # before it fastai says in which callback
 
 
-def _end_with_worker() -> None:
-    """A worker that dies closes our input. Its run will be tried again elsewhere, which waits as long as we hold the run's lock."""
+def end_with_parent() -> None:
+    """Wait for the end of the standard input, which the process that started us holds open as long as it lives, and end with it.
+
+    A worker's run is tried again elsewhere when the worker dies, and that has to wait as long as we hold the run's lock.
+    """
     os.read(sys.stdin.fileno(), 1)  # not through `sys.stdin`, whose lock this thread would hold when the interpreter ends
     os._exit(1)
 

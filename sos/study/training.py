@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,12 @@ CAM_PX = 96  # side of the grid on which heat maps are compared with boxes
 class Study:
     """A profile on a cohort: finds each run on disk or makes it. Without a manifest the cohort is the profile's virtual one, drawn on first use."""
 
-    def __init__(self, profile: str | Profile, cohort: str | os.PathLike = "", device: str | None = None):
+    def __init__(self, profile: str | Profile, cohort: str | os.PathLike = "", device: str | None = None, devices: int = 1):
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.manifest = Path(cohort) if cohort else None
         self.folder = runs_dir(self.profile.name, cohort)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.devices = devices  # that train a run together
 
     @cached_property
     def cohort(self) -> Cohort:
@@ -94,7 +96,12 @@ class Study:
     def _train(self, config: RunConfig, teacher: Run | None, path: Path, keep_weights: bool) -> None:
         work = path.with_name(f".{path.name}.partial")
         work.mkdir(parents=True, exist_ok=True)
-        net, history, seconds = fit(config, self.store, self.cohort, work / "checkpoint.pt", teacher, self.device)
+        if self.devices == 1:
+            net, history, seconds = fit(config, self.store, self.cohort, work / "checkpoint.pt", teacher, self.device)
+        else:
+            from .devices import fit_on_devices
+
+            net, history, seconds = fit_on_devices(self, config, work / "checkpoint.pt", teacher)
         held_out = self.cohort.table.index[self.cohort.table["split"] != "train"].to_numpy()
         predictions = evaluate(net, self.store, self.cohort, held_out, config, self.device)
         test = predictions[predictions["split"] == "test"]
@@ -102,6 +109,8 @@ class Study:
         record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
                   "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
         environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}
+        if self.devices > 1:  # of them each trained with its share of batch_size
+            environment |= {"devices": self.devices, "images_a_device": config.batch_size // self.devices}
         for name, table in (("predictions", predictions), ("mirrored", mirrored), ("history", history)):
             table.to_csv(work / f"{name}.csv", index=False, float_format="%.6g")
         for name, value in (("metrics", measure(test, self.profile.bootstrap)), ("environment", environment), ("config", record)):
@@ -117,17 +126,23 @@ class Study:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def train(role: str, profile: str = "quick", cohort: str = "", seed: int | None = None, overrides: dict | None = None) -> Run:
-    """Train one run of a profile, with changed settings where `overrides` says so; found on disk where it is finished already."""
-    study = Study(profile, cohort)
+def train(role: str, profile: str = "quick", cohort: str = "", seed: int | None = None, overrides: dict | None = None, devices: int = 1) -> Run:
+    """Train one run of a profile, with changed settings where `overrides` says so; found on disk where it is finished already.
+
+    devices: GPUs (CPU processes where there is none) that share each batch of it.
+    """
+    if devices != 1 and not find_spec("accelerate"):
+        raise ConfigError("--devices needs accelerate; install it with `pip install accelerate`")
+    study = Study(profile, cohort, devices=devices)
     return study.obtain(study.profile.run(role, seed).with_(**(overrides or {})))
 
 
-def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str):
+def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str,
+        share: tuple[int, int] = (0, 1)):
     """Train a network. Returns it in eval mode with rounded weights, its history (one row an epoch) and the seconds it took.
 
     Each finished epoch is kept in `checkpoint`, and training goes on from there. Raises OutOfTime where the next epoch would not end before
-    the deadline in $SOS_DEADLINE (Unix time).
+    the deadline in $SOS_DEADLINE (Unix time). share: (i, n) in the i-th of n processes that do this together, see the room `devices`.
     """
     keep_freed_memory()
     torch.manual_seed(config.seed)
@@ -141,10 +156,15 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
     for split in rows:
         if not len(rows[split]):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
-    loaders = [ViewLoader(store, rows[split], config, training=split == "train", device=device, **window) for split in ("train", "valid")]
+    loaders = [ViewLoader(store, rows["train"], config, training=True, device=device, share=share, **window),
+               ViewLoader(store, rows["valid"], config, training=False, device=device, **window)]
     learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=nn.CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=adamw),
                     splitter=decayed_and_not, wd=[config.weight_decay, 0.0], metrics=accuracy, path=checkpoint.parent)
-    keeper = Checkpoints(checkpoint, config)
+    keeper = Checkpoints(checkpoint, config, share)
+    if share[1] > 1:
+        from .devices import OneOfMany
+
+        learn.add_cb(OneOfMany(sync_bn=device.startswith("cuda")))
     with learn.no_bar(), learn.no_logging():
         if teacher is None:
             keeper.fit(learn)
@@ -176,9 +196,9 @@ class Checkpoints(Callback):
 
     order = 60
 
-    def __init__(self, path: Path, config: RunConfig):
+    def __init__(self, path: Path, config: RunConfig, share: tuple[int, int] = (0, 1)):
         super().__init__()
-        self.path, self.config = path, config
+        self.path, self.config, self.share = path, config, share
         self.history, self.seconds, self.start, self.distillation = [], 0.0, 0, None
         self.deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
 
@@ -198,7 +218,7 @@ class Checkpoints(Callback):
             return
         self.began = time.monotonic()
         self.dls.train.epoch = self.epoch
-        torch.manual_seed(1_000_003 * (self.config.seed + 1) + self.epoch)
+        torch.manual_seed(1_000_003 * (self.config.seed + 1) + self.epoch + 1_000 * self.share[0])
 
     def before_train(self):
         self.loss_sum, self.images = 0.0, 0
@@ -217,18 +237,32 @@ class Checkpoints(Callback):
         if self.distillation is not None:
             row |= self.distillation.history[-1]
         took = time.monotonic() - self.began
+        late = time.time() + took > self.deadline
+        if self.share[1] > 1:  # one history and one decision, whatever the share
+            *means, late = self._mean([*row.values(), late])
+            row = dict(zip(row, means, strict=True)) | {"epoch": row["epoch"]}
         self.history.append(row)
         self.seconds += took
         if self.epoch + 1 == self.n_epoch:
             return
+        if self.share[0] == 0:
+            self._keep()
+        if late:
+            raise OutOfTime(f"stopped in time after epoch {self.epoch + 1} of {self.n_epoch} of the {self.config.role}; the next call goes on")
+
+    def _mean(self, values: list[float]) -> list[float]:
+        values = torch.tensor(values, dtype=torch.float64, device=self.dls.device)
+        torch.distributed.all_reduce(values)
+        return (values / self.share[1]).tolist()
+
+    def _keep(self):
         opt = self.opt.state_dict()
         groups = [{name: _plain(value) for name, value in group.items()} for group in opt["param_groups"]]
-        state = {"net": self.model.state_dict(), "opt": {"state": opt["state"], "param_groups": groups}, "history": self.history,
+        net = getattr(self.model, "module", self.model)  # without what wraps it on several devices
+        state = {"net": net.state_dict(), "opt": {"state": opt["state"], "param_groups": groups}, "history": self.history,
                  "seconds": self.seconds}
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
-        if time.time() + took > self.deadline:
-            raise OutOfTime(f"stopped in time after epoch {self.epoch + 1} of {self.n_epoch} of the {self.config.role}; the next call goes on")
 
 
 def _plain(value):
