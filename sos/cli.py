@@ -127,19 +127,51 @@ def train(args) -> int:
     profile, overrides = profile_of(args), config.parse_overrides(args.set)  # a slip is told before torch is loaded
     from .study.training import train as fit
 
-    run = fit(args.role, profile, args.cohort, args.seed, overrides)
+    run = fit(args.role, profile, args.cohort, args.seed, overrides, args.devices)
     accuracy = run.metrics["accuracy"]
     print(f"{run.path}\naccuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on held-out images")
     return 0
 
 
 def grid(args) -> int:
-    """Train every run of a profile: teachers, baselines, students and ablations over all seeds; finished ones are found."""
-    profile = profile_of(args)
-    from .study.grid import run_grid
+    """Train every run of a profile: teachers, baselines, students and ablations over all seeds, on this machine, its GPUs, or a cluster.
 
-    run_grid(profile, args.cohort)
+    Finished runs are found, unfinished ones go on. Exit 1 where a run failed; the others are made nevertheless.
+    """
+    profile = profile_of(args)
+    from .study.cluster import cluster
+
+    with cluster(args.workers, args.runs_per_gpu, args.scheduler, args.slurm) as client:
+        outcomes = make_grid(client, profile, args)
+    for outcome in outcomes:
+        if outcome.error:
+            print(f"sos: {outcome.name}: {outcome.error}", file=sys.stderr)
+    if any(outcome.error for outcome in outcomes):
+        return 1
+    left = sum(bool(outcome.stopped) for outcome in outcomes)
+    if left:
+        raise OutOfTime(f"stopped in time with {left} of {len(outcomes)} runs left; the next call goes on")
     return 0
+
+
+def make_grid(client, profile: str, args) -> list:
+    """The plan's outcomes; on a terminal one line a run that is made, below a bar."""
+    from tqdm import tqdm
+
+    from .study.cluster import make_runs
+    from .study.grid import plan
+    from .study.training import Study
+
+    study = Study(profile, args.cohort)
+    jobs = plan(study.profile)
+    with tqdm(total=len(jobs), unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def made(name):
+            bar.update()
+            if not bar.disable:
+                bar.write(name, file=sys.stderr)
+
+        return make_runs(client, study, jobs, args.runs_per_gpu, made)
 
 
 def release(args) -> int:
@@ -212,7 +244,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="default: the profile's first")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; `sos config` lists them")
 
-    study_options(command("grid", grid, "sos grid --profile paper --stop-after 60"))
+    sub.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, or CPU processes where there is none, that share each batch "
+                     "of the run (default: %(default)s)")
+
+    sub = command("grid", grid, "sos grid --profile paper --workers 4 --stop-after 60")
+    study_options(sub)
+    sub.add_argument("--workers", type=int, metavar="N", help="runs at once on this machine's cores (default: 1), GPUs to use (default: all), "
+                     "or Slurm jobs (default: 1)")
+    sub.add_argument("--runs-per-gpu", type=int, metavar="K", help="runs at once on each GPU (default: 1); workers of --scheduler must "
+                     "declare theirs by `dask worker ... --resources GPU=1`")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--scheduler", metavar="ADDRESS", default="", help="a running dask scheduler, such as tcp://node1:8786; its workers see "
+                       "the same files as this machine")
+    where.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="start workers as Slurm jobs: cores=8 memory=32GB walltime=04:00:00 "
+                       "queue=gpu and all else that dask-jobqueue's SLURMCluster takes")
 
     sub = command("release", release, "sos release runs/paper/models/student-0123456789ab")
     sub.add_argument("run", metavar="RUN", help="folder of a student's run")

@@ -28,6 +28,8 @@ EVIDENCES = ("share", "plain", "none")
 STUDENT_INITS = ("teacher", "scratch")
 PRECISIONS = ("auto", "bf16", "fp32")
 
+RUN_ATTEMPTS = 4  # in all, of a run of `sos grid` whose process or machine dies; each goes on from the last epoch of the one before
+
 
 def _known(cls, changes: dict) -> dict:
     names = [f.name for f in fields(cls)]
@@ -349,6 +351,8 @@ PROFILES = {
                  zoom=dict(epochs=24, frame_px=896, glance_px=224), detector=dict(epochs=30)),  # neither yet tried at this size
     )
 }
+# quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick
+PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4), competitors_trained=(PIPELINE, TWICE_SCRATCH))
 
 
 def get_profile(name: str) -> Profile:

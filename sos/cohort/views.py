@@ -13,7 +13,7 @@ import torch
 from fastai.data.load import DataLoader
 
 from ..config import RunConfig, digest
-from ..errors import CohortError, SOSError
+from ..errors import CohortError, ConfigError, SOSError
 from ..images.reader import read_image
 from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
 from .manifest import BOX, Cohort
@@ -100,13 +100,18 @@ class ViewLoader(DataLoader):
     pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target). detector: (frame, box), the
     expert's (b, 4) in frame coordinates.
     The order and the transforms of epoch e depend on (seed, e) alone, so that training goes on after a stop exactly as it would have.
-    window_px, window_scale: those of a student's teacher; 0: the config's own.
+    window_px, window_scale: those of a student's teacher; 0: the config's own. share: (i, n), this is the i-th (from 0) of n processes that train
+    together and each batch's every n-th view is its; raises ConfigError where a batch cannot be shared.
     """
 
-    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0):
+    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0,
+                 share: tuple[int, int] = (0, 1)):
+        if share[1] > 1 and (config.batch_size % share[1] or len(rows) < config.batch_size):
+            raise ConfigError(f"a batch of {config.batch_size} of {len(rows)} images cannot be shared by {share[1]} devices; change batch_size")
         super().__init__(dataset=list(rows), bs=config.batch_size if training else 2 * config.batch_size, shuffle=training, drop_last=training
                          and len(rows) >= config.batch_size, num_workers=0, device=torch.device(device))
         self.store, self.config, self.training, self.epoch = store, config, training, 0
+        self.share = share
         self.window_px, self.window_scale = window_px or config.window_px, window_scale or config.window_scale
         self.rows = np.asarray(rows)
         self.generator = torch.Generator(device=self.device)
@@ -118,7 +123,10 @@ class ViewLoader(DataLoader):
         return torch.randperm(self.n, generator=self.generator, device=self.device).tolist()
 
     def create_batch(self, items):
-        return self.views(np.asarray(items))
+        batch = self.views(np.asarray(items))
+        if self.share == (0, 1):
+            return batch
+        return tuple(part[self.share[0]::self.share[1]] for part in batch)  # drawn whole, so that the draws are those of one process
 
     def views(self, rows: np.ndarray, mirrored: bool = False):
         """The batch of the images in `rows`; outside of training as they are, or `mirrored`."""

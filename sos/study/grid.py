@@ -1,6 +1,6 @@
 """Every run of a profile: which there are and what each needs (`plan`), making them (`run_grid`), finding those on disk (`find`).
 
-The plan is data and knows nothing of how it is carried out: one process, several, or a cluster can work through the same list.
+The plan is data and knows nothing of how it is carried out: here one run after the other, in the room `cluster` by many processes.
 """
 
 from collections.abc import Callable

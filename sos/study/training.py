@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..cohort.manifest import Cohort, read_manifest
 from ..cohort.views import PixelStore, ViewLoader, open_store, training_rows
 from ..config import MODELS, TAUGHT_ROLES, Profile, RunConfig, get_profile, runs_dir
 from ..errors import CohortError, ConfigError, OutOfTime
+from ..files import alone
 from ..method.cam import box_mask, enlarge, explain, peak
 from ..method.distill import Distillation
 from ..method.models import StagingNet, build
@@ -43,11 +45,12 @@ CAM_PX = 96  # side of the grid on which heat maps are compared with boxes
 class Study:
     """A profile on a cohort: finds each run on disk or makes it. Without a manifest the cohort is the profile's virtual one, drawn on first use."""
 
-    def __init__(self, profile: str | Profile, cohort: str | os.PathLike = "", device: str | None = None):
+    def __init__(self, profile: str | Profile, cohort: str | os.PathLike = "", device: str | None = None, devices: int = 1):
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.manifest = Path(cohort) if cohort else None
         self.folder = runs_dir(self.profile.name, cohort)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.devices = devices  # that train a run together
 
     @cached_property
     def cohort(self) -> Cohort:
@@ -85,16 +88,26 @@ class Study:
         keep_weights = keep_weights or config in [self.profile.run(model, seed) for model in MODELS for seed in self.profile.seeds]
         teacher = self.obtain(self.profile.teacher_of(config)) if config.role in TAUGHT_ROLES else None
         path = self.folder / "models" / run_name(config, self.store.digest, self.profile.scheme, teacher and teacher.name)
-        if not (path / "config.json").is_file() or (keep_weights and not (path / "weights.safetensors").is_file()):
-            self._train(config, teacher, path, keep_weights)
-            if time.time() > float(os.environ.get("SOS_DEADLINE", "inf")):
+        wanted = [path / "config.json"] + [path / "weights.safetensors"] * keep_weights
+        if not all(file.is_file() for file in wanted):
+            deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
+            with alone(path.with_name(f".{path.name}.lock"), deadline):
+                if all(file.is_file() for file in wanted):  # made by another process while we waited
+                    return Run(path)
+                self._train(config, teacher, path, keep_weights)
+            if time.time() > deadline:
                 raise OutOfTime(f"stopped in time after training the {config.role}, which is saved; the next call goes on")
         return Run(path)
 
     def _train(self, config: RunConfig, teacher: Run | None, path: Path, keep_weights: bool) -> None:
         work = path.with_name(f".{path.name}.partial")
         work.mkdir(parents=True, exist_ok=True)
-        net, history, seconds = fit(config, self.store, self.cohort, work / "checkpoint.pt", teacher, self.device)
+        if self.devices == 1:
+            net, history, seconds = fit(config, self.store, self.cohort, work / "checkpoint.pt", teacher, self.device)
+        else:
+            from .devices import fit_on_devices
+
+            net, history, seconds = fit_on_devices(self, config, work / "checkpoint.pt", teacher)
         held_out = self.cohort.table.index[self.cohort.table["split"] != "train"].to_numpy()
         answers = partial(evaluate, net)
         if config.role == "detector":
@@ -107,6 +120,8 @@ class Study:
         record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
                   "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
         environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}
+        if self.devices > 1:  # of them each trained with its share of batch_size
+            environment |= {"devices": self.devices, "images_a_device": config.batch_size // self.devices}
         for name, table in (("predictions", predictions), ("mirrored", mirrored), ("history", history)):
             table.to_csv(work / f"{name}.csv", index=False, float_format="%.6g")
         for name, value in (("metrics", measure(test, self.profile.bootstrap)), ("environment", environment), ("config", record)):
@@ -122,25 +137,30 @@ class Study:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def train(role: str, profile: str = "quick", cohort: str = "", seed: int | None = None, overrides: dict | None = None) -> Run:
-    """Train one run of a profile, with changed settings where `overrides` says so; found on disk where it is finished already."""
-    study = Study(profile, cohort)
+def train(role: str, profile: str = "quick", cohort: str = "", seed: int | None = None, overrides: dict | None = None, devices: int = 1) -> Run:
+    """Train one run of a profile, with changed settings where `overrides` says so; found on disk where it is finished already.
+
+    devices: GPUs (CPU processes where there is none) that share each batch of it.
+    """
+    if devices != 1 and not find_spec("accelerate"):
+        raise ConfigError("--devices needs accelerate; install it with `pip install accelerate`")
+    study = Study(profile, cohort, devices=devices)
     return study.obtain(study.profile.run(role, seed).with_(**(overrides or {})))
 
 
-def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str):
+def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str,
+        share: tuple[int, int] = (0, 1)):
     """Train a network. Returns it in eval mode with rounded weights, its history (one row an epoch) and the seconds it took.
 
     Each finished epoch is kept in `checkpoint`, and training goes on from there. Raises OutOfTime where the next epoch would not end before
-    the deadline in $SOS_DEADLINE (Unix time). A detector learns nothing from `teacher`, which stages what it finds later.
+    the deadline in $SOS_DEADLINE (Unix time). A detector learns nothing from `teacher`, which stages what it finds later. share: (i, n) in the
+    i-th of n processes that do this together, see the room `devices`.
     """
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    how = dict(pretrained=config.pretrained, bf16=use_bf16(config.precision, device))
-    detects = config.role == "detector"
-    taught = teacher is not None and not detects
-    net = (Detector(config, **how) if detects else build(config, len(cohort.scheme), **how)).to(device)
-    loss, metric = (net.loss, net.iou) if detects else (nn.CrossEntropyLoss(), accuracy)
+    net = network(config, len(cohort.scheme), device, pretrained=config.pretrained)
+    taught = teacher is not None and config.role == "student"
+    loss, metric = (net.loss, net.iou) if config.role == "detector" else (nn.CrossEntropyLoss(), accuracy)
     window = {}
     if taught:
         window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
@@ -150,10 +170,15 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
     for split in rows:
         if not len(rows[split]):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
-    loaders = [ViewLoader(store, rows[split], config, training=split == "train", device=device, **window) for split in ("train", "valid")]
+    loaders = [ViewLoader(store, rows["train"], config, training=True, device=device, share=share, **window),
+               ViewLoader(store, rows["valid"], config, training=False, device=device, **window)]
     learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=loss, opt_func=partial(OptimWrapper, opt=adamw),
                     splitter=decayed_and_not, wd=[config.weight_decay, 0.0], metrics=metric, path=checkpoint.parent)
-    keeper = Checkpoints(checkpoint, config)
+    keeper = Checkpoints(checkpoint, config, share)
+    if share[1] > 1:
+        from .devices import OneOfMany
+
+        learn.add_cb(OneOfMany(sync_bn=device.startswith("cuda")))
     with learn.no_bar(), learn.no_logging(), Progressive(net, config.progressive) as growth, learn.added_cbs(growth):
         if not taught:
             keeper.fit(learn)
@@ -165,6 +190,12 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
                 keeper.fit(learn)
     net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in round_weights(net.state_dict()).items()})
     return net.eval(), pd.DataFrame(keeper.history), keeper.seconds
+
+
+def network(config: RunConfig, stages: int, device: str, pretrained: bool = False) -> nn.Module:
+    """The network of a run before training, on `device` and in the precision that `config` asks for there."""
+    make = partial(Detector, config) if config.role == "detector" else partial(build, config, stages)
+    return make(pretrained=pretrained, bf16=use_bf16(config.precision, device)).to(device)
 
 
 def adamw(params, lr: float, **hypers) -> torch.optim.AdamW:
@@ -185,9 +216,9 @@ class Checkpoints(Callback):
 
     order = 60
 
-    def __init__(self, path: Path, config: RunConfig):
+    def __init__(self, path: Path, config: RunConfig, share: tuple[int, int] = (0, 1)):
         super().__init__()
-        self.path, self.config = path, config
+        self.path, self.config, self.share = path, config, share
         self.history, self.seconds, self.start, self.distillation = [], 0.0, 0, None
         self.deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
 
@@ -207,7 +238,7 @@ class Checkpoints(Callback):
             return
         self.began = time.monotonic()
         self.dls.train.epoch = self.epoch
-        torch.manual_seed(1_000_003 * (self.config.seed + 1) + self.epoch)
+        torch.manual_seed(1_000_003 * (self.config.seed + 1) + self.epoch + 1_000 * self.share[0])
 
     def before_train(self):
         self.loss_sum, self.images = 0.0, 0
@@ -227,18 +258,32 @@ class Checkpoints(Callback):
         if self.distillation is not None:
             row |= self.distillation.history[-1]
         took = time.monotonic() - self.began
+        late = time.time() + took > self.deadline
+        if self.share[1] > 1:  # one history and one decision, whatever the share
+            *means, late = self._mean([*row.values(), late])
+            row = dict(zip(row, means, strict=True)) | {"epoch": row["epoch"]}
         self.history.append(row)
         self.seconds += took
         if self.epoch + 1 == self.n_epoch:
             return
+        if self.share[0] == 0:
+            self._keep()
+        if late:
+            raise OutOfTime(f"stopped in time after epoch {self.epoch + 1} of {self.n_epoch} of the {self.config.role}; the next call goes on")
+
+    def _mean(self, values: list[float]) -> list[float]:
+        values = torch.tensor(values, dtype=torch.float64, device=self.dls.device)
+        torch.distributed.all_reduce(values)
+        return (values / self.share[1]).tolist()
+
+    def _keep(self):
         opt = self.opt.state_dict()
         groups = [{name: _plain(value) for name, value in group.items()} for group in opt["param_groups"]]
-        state = {"net": self.model.state_dict(), "opt": {"state": opt["state"], "param_groups": groups}, "history": self.history,
+        net = getattr(self.model, "module", self.model)  # without what wraps it on several devices
+        state = {"net": net.state_dict(), "opt": {"state": opt["state"], "param_groups": groups}, "history": self.history,
                  "seconds": self.seconds}
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
-        if time.time() + took > self.deadline:
-            raise OutOfTime(f"stopped in time after epoch {self.epoch + 1} of {self.n_epoch} of the {self.config.role}; the next call goes on")
 
 
 def _plain(value):

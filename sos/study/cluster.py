@@ -1,0 +1,279 @@
+"""The plan of a profile carried out by many processes, on one machine or on many that share its folder of results, with dask.
+
+Each job is a task of a dask cluster. A task starts an interpreter of its own for its run (`python -m sos.study.cluster`), so that no two runs
+share random numbers or threads, and so that a run that dies takes no worker with it. This room loads torch only in those interpreters.
+"""
+
+import ast
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+
+from ..config import RUN_ATTEMPTS, Profile, RunConfig, home
+from ..errors import ConfigError, OutOfTime, RunError, SOSError
+from ..files import alone
+
+GPU = "GPU"  # name of the dask resource: a worker declares one, each run takes its share
+ANSWER_S = 30  # how long a scheduler, and then a first worker of it, may take to answer
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a worker is told of one run. `name`: of the run's folder; `code`: of the software that gave the order."""
+
+    name: str
+    profile: Profile
+    manifest: str
+    config: RunConfig
+    keep_weights: bool
+    home: str
+    deadline: float
+    code: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: made, where both texts are empty, or failed with `error`, or `stopped` in time."""
+
+    name: str
+    error: str = ""
+    stopped: str = ""
+
+
+# ---- the cluster ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cluster(workers: int | None = None, runs_per_gpu: int | None = None, scheduler: str = "", slurm: list[str] | None = None) -> Iterator:
+    """A dask client: of processes of this machine, of the cluster whose scheduler has the address `scheduler`, or of Slurm jobs.
+
+    workers: processes here (default: one a GPU, else one in all), or Slurm jobs (default 1). Raises ConfigError for what cannot be had.
+    """
+    if not find_spec("distributed") or (slurm and not find_spec("dask_jobqueue")):
+        raise ConfigError("this needs dask; install it with `pip install distributed dask-jobqueue`")
+    for name, number in (("workers", workers), ("runs-per-gpu", runs_per_gpu)):
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name} {number} must be at least 1")
+    import dask
+    from distributed import Client, SpecCluster
+
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": RUN_ATTEMPTS - 1}))
+        if scheduler:
+            yield stack.enter_context(_joined(scheduler, workers, runs_per_gpu))
+            return
+        if slurm:
+            ours = stack.enter_context(slurm_cluster(slurm, runs_per_gpu))
+            ours.adapt(minimum_jobs=workers or 1, maximum_jobs=workers or 1)  # unlike scale(), puts a new job in place of one that has ended
+        else:
+            board = find_spec("bokeh") is not None
+            spec = local_workers(visible_gpus(), len(os.sched_getaffinity(0)), workers, runs_per_gpu)
+            ours = stack.enter_context(SpecCluster(workers=spec, scheduler=_local_scheduler(board), silence_logs="ERROR"))
+            if board:
+                print(f"dashboard: {ours.dashboard_link}", file=sys.stderr)
+        yield stack.enter_context(Client(ours))
+
+
+def local_workers(gpus: list[str], cores: int, workers: int | None = None, runs_per_gpu: int | None = None) -> dict:
+    """What `SpecCluster` is told of the workers on this machine: one process a GPU that takes `runs_per_gpu` runs (default 1) at once; without
+    GPUs `workers` processes (default 1) with one run at once each. All `cores` are shared out among the runs as torch's threads."""
+    from distributed import Nanny
+
+    if not gpus and runs_per_gpu:
+        raise ConfigError("--runs-per-gpu: no GPU is to be seen here")
+    if gpus and workers and workers > len(gpus):
+        raise ConfigError(f"--workers {workers}: a worker is a GPU, and there are {len(gpus)}; for more runs on each use --runs-per-gpu")
+    workers, at_once = workers or len(gpus) or 1, runs_per_gpu or 1
+    env = {"OMP_NUM_THREADS": max(1, cores // (workers * at_once))}
+    options = {"nthreads": at_once, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": "ERROR"}  # the memory is the runs', which are no part of the worker
+    if not gpus:
+        return {i: {"cls": Nanny, "options": options | {"env": env}} for i in range(workers)}
+    return {i: {"cls": Nanny, "options": options | {"env": env | {"CUDA_VISIBLE_DEVICES": gpus[i]}, "resources": {GPU: 1}}} for i in range(workers)}
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices of this machine as $CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",")[:torch.cuda.device_count()] if names else list(map(str, range(torch.cuda.device_count())))
+
+
+def slurm_cluster(settings: list[str], runs_per_gpu: int | None = None):
+    """dask-jobqueue's SLURMCluster with `settings` (KEY=VALUE; values as Python writes them, or plain text), nothing submitted yet.
+
+    A job runs `processes` workers (default 1), each one run at once, or with `runs_per_gpu` that many on the job's one GPU.
+    """
+    from dask_jobqueue import SLURMCluster
+
+    options = {}
+    for pair in settings:
+        key, sep, text = pair.partition("=")
+        if not sep:
+            raise ConfigError(f"--slurm '{pair}' is not of the form KEY=VALUE")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[key] = text
+    processes, at_once = options.setdefault("processes", 1), runs_per_gpu or 1
+    if runs_per_gpu and processes != 1:
+        raise ConfigError("--slurm processes: with --runs-per-gpu a job has one GPU and one process; ask for more jobs with --workers")
+    try:
+        threads = max(1, options["cores"] // (processes * at_once))
+        # of an option given twice dask takes the last: a run at once for each thread would be dask-jobqueue's choice
+        extra = ["--nthreads", str(at_once), *(["--resources", f"{GPU}=1"] if runs_per_gpu else [])]
+        options["worker_extra_args"] = [*options.get("worker_extra_args", []), *extra]
+        options["job_script_prologue"] = [f"export OMP_NUM_THREADS={threads}", *options.get("job_script_prologue", [])]
+        return SLURMCluster(**options)
+    except KeyError:
+        raise ConfigError("--slurm needs cores and memory of a job at least, such as cores=8 memory=32GB walltime=04:00:00") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--slurm {' '.join(settings)}: {str(error).splitlines()[0]}") from None
+
+
+def _local_scheduler(board: bool) -> dict:
+    from distributed import Scheduler
+
+    return {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": board, "dashboard_address": "127.0.0.1:8787" if board else "127.0.0.1:0"}}
+
+
+@contextmanager
+def _joined(address: str, workers: int | None, runs_per_gpu: int | None):
+    from distributed import Client
+
+    if workers:
+        raise ConfigError("--workers: the cluster of --scheduler has the workers it has")
+    try:
+        client = Client(address, timeout=ANSWER_S)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--scheduler {address}: no answer ({str(error).splitlines()[0]}); start one with `dask scheduler`") from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=ANSWER_S)
+        except TimeoutError:
+            raise ConfigError(f"--scheduler {address}: it has no worker; start some with `dask worker {address} --nthreads 1`") from None
+        known = client.scheduler_info(n_workers=-1)["workers"].values()
+        if runs_per_gpu and not any(GPU in worker["resources"] for worker in known):
+            raise ConfigError(f"--runs-per-gpu: no worker of {address} declares a GPU; start them with `dask worker --resources GPU=1`")
+        yield client
+
+
+# ---- the plan on it ------------------------------------------------------------------------------------------------
+
+
+def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progress: Callable[[str], None] | None = None) -> list[Outcome]:
+    """Make the runs of `jobs` (of `grid.plan`) of a `training.Study`, each after those it needs; one Outcome a job, in their order.
+
+    A run whose process or worker dies is tried again, from its last epoch, RUN_ATTEMPTS times in all; one with an SOSError is not. Neither
+    stops runs that do not need it. `progress` is told the name of each run that is made.
+    """
+    from distributed import as_completed
+
+    from .runs import run_name, training_code
+
+    deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
+    with alone(study.folder / ".cohort.lock", deadline):
+        data = study.store.digest  # drawn and decoded here, once
+    share = {GPU: int(1e6 / (runs_per_gpu or 1)) / 1e6} if runs_per_gpu else {}  # rounded down: nine times 1/9 is above 1
+    manifest = str(study.manifest.resolve()) if study.manifest else ""
+    names, futures = [], []
+    for job in jobs:
+        teacher = names[job.needs[0]] if job.needs else None
+        names.append(run_name(job.config, data, study.profile.scheme, teacher))
+        order = Order(names[-1], study.profile, manifest, job.config, job.keep_weights, str(home().resolve()), deadline, training_code())
+        futures.append(client.submit(carry_out, order, [futures[i] for i in job.needs], pure=False, retries=RUN_ATTEMPTS - 1, resources=share))
+    places = {future.key: place for place, future in enumerate(futures)}
+    outcomes: list[Outcome] = [None] * len(jobs)
+    for future in as_completed(futures):
+        place = places[future.key]
+        outcomes[place] = future.result() if future.status == "finished" else Outcome(names[place], f"{future.exception()}")
+        if progress is not None and not (outcomes[place].error or outcomes[place].stopped):
+            progress(names[place])
+    for place, job in enumerate(jobs):  # dask gives a task the exception of what it needs
+        lost = [names[i] for i in job.needs if outcomes[i].error]
+        if lost:
+            outcomes[place] = Outcome(names[place], f"not made, because it needs {lost[0]}")
+        elif not (outcomes[place].error or outcomes[place].stopped or (study.folder / "models" / names[place] / "config.json").is_file()):
+            outcomes[place] = Outcome(names[place], f"made, but not below {study.folder}; workers must share this folder")
+    return outcomes
+
+
+def carry_out(order: Order, needs: list[Outcome]) -> Outcome:
+    """On a worker: make one run in an interpreter of its own. Raises RuntimeError where that dies, so that dask tries it again."""
+    for need in needs:
+        if need.error or need.stopped:
+            return Outcome(order.name, need.error, need.stopped)
+    if time.time() > order.deadline:
+        return Outcome(order.name, stopped="stopped in time; the next call goes on")
+    with tempfile.TemporaryFile() as log, subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                                           stderr=log) as child:
+        child.stdin.write(pickle.dumps(order))
+        child.stdin.flush()  # and stays open: its end tells the child that this worker is gone
+        answer = child.stdout.read().decode()
+        status = child.wait()
+        log.seek(0)
+        told = log.read().decode(errors="replace").strip()
+    if status == 0:
+        return Outcome(order.name, **json.loads(answer.splitlines()[-1]))
+    if told:
+        print(told, file=sys.stderr, flush=True)
+    end = f"signal {-status}" if status < 0 else f"status {status}"
+    raise RuntimeError(f"its process ended with {end}" + (f": {told.splitlines()[-1]}" if told else ""))
+
+
+def main() -> None:
+    """In an interpreter of its own: make the run whose Order comes on standard input; the last line of the output is how it ended, as JSON."""
+    order = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    os.environ.update(SOS_HOME=order.home, SOS_DEADLINE=str(order.deadline))
+    outcome = Outcome(order.name)
+    try:
+        _obtain(order)
+    except OutOfTime as error:
+        outcome = Outcome(order.name, stopped=_last_line(error))
+    except SOSError as error:
+        outcome = Outcome(order.name, error=_last_line(error))
+    words = asdict(outcome)
+    del words["name"]
+    print(json.dumps(words), flush=True)
+
+
+def _obtain(order: Order) -> None:
+    from .grid import has_cohort
+    from .runs import training_code
+    from .training import Study
+
+    if training_code() != order.code:
+        raise RunError("this worker has another version of the software; install the same on all machines")
+    study = Study(order.profile, order.manifest)
+    if not has_cohort(study):
+        raise RunError(f"this worker sees no cohort below {study.folder}; workers must share this folder")
+    study.obtain(order.config, keep_weights=order.keep_weights)
+
+
+def _last_line(error: SOSError) -> str:
+    return str(error).splitlines()[-1].strip()  # before it fastai says in which callback
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the standard input, which the process that started us holds open as long as it lives, and end with it.
+
+    A worker's run is tried again elsewhere when the worker dies, and that has to wait as long as we hold the run's lock.
+    """
+    os.read(sys.stdin.fileno(), 1)  # not through `sys.stdin`, whose lock this thread would hold when the interpreter ends
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

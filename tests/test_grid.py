@@ -1,0 +1,400 @@
+"""The grid on a dask cluster: the same runs as one after the other, through dead workers, failing runs, limits and locks."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sos import cli, config, files
+from sos.errors import ConfigError, OutOfTime, RunError
+from sos.files import alone
+from sos.study import cluster, grid
+from sos.study.cluster import Order, Outcome, carry_out, local_workers, make_runs, slurm_cluster
+from sos.study.runs import Run, training_code
+from sos.study.training import Study
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PATIENCE_S = 300  # with processes that need a few seconds to start, on a machine that may have other things to do
+
+
+def tiny(**changes):
+    """Five runs of a second each; the last an ablation, a student without its terms, which keeps no weights."""
+    base = config.get_profile("smoke")
+    small = dict(frame_px=64, window_px=32, epochs=2, batch_size=8, precision="fp32", dropout=0.1)
+    roles = {role: getattr(base, role).with_(**small) for role in config.MODELS}
+    roles["student"] = roles["student"].with_(w_attn=0.0)
+    return replace(base, **{"name": "tiny", "valid_share": 0.25, "test_share": 0.25, "native_px": 128, "bootstrap": 50, "varied": {}, "competitors_trained": (),
+                            "without_labels": False} | roles | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    """Results in a folder of the test's own; no GPU, and two cores, so that two workers have a thread each as the runs they are compared with."""
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    monkeypatch.delenv("SOS_DEADLINE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes started here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setitem(config.PROFILES, "tiny", tiny())
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory, tiny_cohort):
+    """Folder of the runs of the tiny profile, made one after the other in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOS_HOME", str(tmp_path_factory.mktemp("one_by_one")))
+        return grid.run_grid(tiny(), tiny_cohort)[0].path.parent
+
+
+def assert_same_runs(models: Path, reference: Path):
+    assert sorted(path.name for path in models.iterdir()) == sorted(path.name for path in reference.iterdir())  # no lock or part is left
+    for run in reference.iterdir():
+        for file in ("predictions.csv", "mirrored.csv", "history.csv", "metrics.json", "config.json"):
+            assert (models / run.name / file).read_bytes() == (run / file).read_bytes(), (run.name, file)
+        assert (models / run.name / "weights.safetensors").exists() == (run / "weights.safetensors").exists()
+
+
+# ---- whole grids ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_bytes_of_the_runs_one_after_the_other(one_by_one, tiny_cohort, capfd):
+    assert cli.main(["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--workers", "2"]) == 0
+    assert capfd.readouterr() == ("", "")  # no terminal, no progress
+    assert len(list(one_by_one.iterdir())) == 5
+    assert_same_runs(Study("tiny", tiny_cohort).folder / "models", one_by_one)
+
+
+@pytest.mark.slow
+def test_a_killed_workers_run_goes_on_from_its_checkpoint(one_by_one, tiny_cohort):
+    """The mark that only the checkpoint bears is in the result, which is otherwise as if nothing had been killed."""
+    study = Study(tiny(baseline=tiny().baseline.with_(epochs=40)), tiny_cohort, device="cpu")
+    jobs = [grid.Job(study.profile.run("baseline"))]
+    told = []
+    with cluster.cluster(workers=2) as client:
+        processes = client.run(os.getpid)
+        maker = threading.Thread(target=lambda: told.extend(make_runs(client, study, jobs)))
+        maker.start()
+        partial = wait_for(lambda: next((study.folder / "models").glob(".*.partial"), None))
+        checkpoint = partial / "checkpoint.pt"
+        wait_for(checkpoint.is_file)
+        (worker,) = [address for address, tasks in client.processing().items() if tasks]
+        os.kill(processes[worker], signal.SIGKILL)
+        with alone(partial.with_name(partial.name.replace(".partial", ".lock"))):  # ours once the run has ended with its worker
+            state = torch.load(checkpoint, weights_only=True)
+            begun = len(state["history"])
+            assert 1 <= begun < 40
+            torch.save(state | {"seconds": 5e6}, checkpoint)
+            time.sleep(6)  # in which the second attempt comes and has to wait
+            assert len(torch.load(checkpoint, weights_only=True)["history"]) == begun and maker.is_alive()
+        maker.join(PATIENCE_S)
+    assert told == [Outcome(told[0].name)]
+    run = Run(study.folder / "models" / told[0].name)
+    assert 5e6 < run.environment["seconds"] < 5e6 + 600 and len(run.history) == 40
+    os.environ["SOS_HOME"] += "/undisturbed"
+    undisturbed = Study(study.profile, tiny_cohort, device="cpu").baseline()
+    assert undisturbed.environment["seconds"] < 600 and undisturbed.name == run.name
+    for file in ("predictions.csv", "history.csv", "weights.safetensors"):
+        assert (undisturbed.path / file).read_bytes() == (run.path / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_scheduler_and_workers_that_run_already(tiny_cohort, tmp_path, monkeypatch, capfd):
+    """A student that cannot begin as it is told fails alone, is told in one line, and makes the exit status 1."""
+    monkeypatch.setitem(config.PROFILES, "tiny", tiny(student=tiny().student.with_(backbone="resnet18_half", student_init="teacher"),
+                                                      ablation_seeds=()))
+    monkeypatch.setattr(cluster, "ANSWER_S", PATIENCE_S)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begin = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+             "--scheduler-file", str(tmp_path / "scheduler.json")]
+    join = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(tmp_path / "scheduler.json"), "--nthreads", "1",
+            "--nworkers", "2", "--no-dashboard"]
+    started = [subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in (begin, join)]
+    try:
+        wait_for((tmp_path / "scheduler.json").is_file)
+        address = wait_for(lambda: address_in(tmp_path / "scheduler.json"))
+        assert cli.main(["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--scheduler", address]) == 1
+        said = capfd.readouterr()
+        assert said.out == "" and said.err.startswith("sos: student-") and said.err.count("\n") == 1
+        assert "needs the teacher's backbone resnet16_half, not resnet18_half" in said.err
+        made = (Study("tiny", tiny_cohort).folder / "models").glob("[!.]*")
+        assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "teacher"]  # the student that looks twice
+        assert cli.main(["grid", "--profile", "tiny", "--scheduler", address, "--runs-per-gpu", "2"]) == 2
+        assert "no worker of" in (said := capfd.readouterr().err) and said.count("\n") == 1
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            try:
+                process.wait(PATIENCE_S)
+            finally:
+                process.kill()
+
+
+def address_in(file: Path) -> str:
+    try:
+        return json.loads(file.read_text())["address"]
+    except ValueError:  # half written
+        return ""
+
+
+def wait_for(thing):
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if found := thing():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come in time")
+
+
+# ---- one run on a worker -------------------------------------------------------------------------------------------
+
+
+def order(study, **changes) -> Order:
+    name = "teacher-000000000000"
+    return replace(Order(name, study.profile, str(study.manifest), study.profile.run("teacher"), True, os.environ["SOS_HOME"], float("inf"),
+                         training_code()), **changes)
+
+
+def test_the_deadline_reaches_a_run(tiny_cohort):
+    study = Study("tiny", tiny_cohort)
+    told = carry_out(order(study, deadline=time.time() + 0.5), [])
+    assert told.stopped == "stopped in time after epoch 1 of 2 of the teacher; the next call goes on" and not told.error
+    (checkpoint,) = (study.folder / "models").glob(".teacher-*.partial/checkpoint.pt")
+    assert len(torch.load(checkpoint, weights_only=True)["history"]) == 1
+    assert carry_out(order(study, deadline=time.time() - 1), []).stopped  # no process is started for this one
+
+
+def test_a_grid_out_of_time_ends_well_and_says_what_is_left(tiny_cohort, capfd):
+    assert cli.main(["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--stop-after", "0"]) == 0
+    assert capfd.readouterr().err == "stopped in time with 5 of 5 runs left; the next call goes on\n"
+
+
+def test_a_fault_of_the_software_is_told_with_its_last_line(tiny_cohort, capfd):
+    with pytest.raises(RuntimeError, match=r"its process ended with status 1: TypeError: str expected, not int"):
+        carry_out(order(Study("tiny", tiny_cohort), home=3), [])
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"code": "older"}, "another version"), ({"manifest": ""}, "sees no cohort below")])
+def test_a_worker_that_differs_from_this_machine_trains_nothing(changes, words, tiny_cohort):
+    with pytest.raises(RunError, match=words):
+        cluster._obtain(order(Study("tiny", tiny_cohort), **changes))
+
+
+# ---- how tasks are carried out, with runs that only pretend ---------------------------------------------------------
+
+AT_WORK = {"now": 0, "most": 0, "attempts": []}
+COUNT = threading.Lock()
+
+
+def pretend(order, needs):
+    """In place of `carry_out`: counts. Seed 7 fails as a user's error does, seed 8 as a process that dies, seed 9 dies once."""
+    with COUNT:
+        AT_WORK["attempts"].append((order.config.role, order.config.seed))
+        AT_WORK["now"] += 1
+        AT_WORK["most"] = max(AT_WORK["most"], AT_WORK["now"])
+        tried = AT_WORK["attempts"].count((order.config.role, order.config.seed))
+    time.sleep(0.1)
+    with COUNT:
+        AT_WORK["now"] -= 1
+    if order.config.seed == 8 or order.config.seed == 9 and tried == 1:
+        raise RuntimeError("its process ended with signal 9")
+    for need in needs:
+        if need.error:
+            return Outcome(order.name, need.error)
+    if order.config.seed == 7:
+        return Outcome(order.name, "bad setting")
+    (Path(order.home) / "runs" / "tiny" / "models" / order.name).mkdir(parents=True)
+    (Path(order.home) / "runs" / "tiny" / "models" / order.name / "config.json").touch()
+    return Outcome(order.name)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A cluster of one worker with four threads and one GPU, all in this process."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(cluster, "carry_out", pretend)
+    monkeypatch.setattr(Study, "store", type("Store", (), {"digest": "pixels"}))
+    AT_WORK.update(now=0, most=0, attempts=[])
+    with LocalCluster(n_workers=1, threads_per_worker=4, processes=False, resources={"GPU": 1}, dashboard_address=None) as ours, Client(ours) as client:
+        yield client
+
+
+def kind(made: config.RunConfig) -> str:
+    """The role of a run, and of the student that looks twice the name of its model."""
+    return "zoom" if made.looks == 2 else made.role
+
+
+@pytest.mark.parametrize(("per_gpu", "most"), [(2, 2), (1, 1), (None, 4)])
+def test_runs_on_one_gpu_at_once_are_as_many_as_asked_for(pretended, per_gpu, most):
+    jobs = [grid.Job(tiny().run("baseline", 10 + seed)) for seed in range(8)]
+    told = make_runs(pretended, Study("tiny"), jobs, per_gpu)
+    assert len(told) == 8 and not any(outcome.error for outcome in told)
+    assert AT_WORK["most"] == most
+
+
+def test_failed_runs_stop_only_what_needs_them(pretended):
+    """A user's error is not tried again, a death is; a student of a failed teacher says whose fault it is."""
+    jobs = grid.plan(tiny(seeds=(7, 8, 9, 10), ablation_seeds=()))
+    said = []
+    told = make_runs(pretended, Study("tiny"), jobs, progress=said.append)
+    ends = {(kind(job.config), job.config.seed): outcome for job, outcome in zip(jobs, told, strict=True)}
+    names = {key: outcome.name for key, outcome in ends.items()}
+    for role in ("teacher", "baseline"):
+        assert ends[role, 7].error == "bad setting" and ends[role, 8].error == "its process ended with signal 9"
+        assert [AT_WORK["attempts"].count((role, seed)) for seed in (7, 8, 9, 10)] == [1, config.RUN_ATTEMPTS, 2, 1]
+    for student in ("student", "zoom"):
+        assert [ends[student, seed].error for seed in (7, 8)] == [f"not made, because it needs {names['teacher', seed]}" for seed in (7, 8)]
+    assert ("student", 8) not in AT_WORK["attempts"]
+    made = {names[model, seed] for model in config.MODELS for seed in (9, 10)}
+    assert {outcome.name for outcome in told if not outcome.error} == made == set(said)
+    assert AT_WORK["attempts"].index(("student", 10)) > AT_WORK["attempts"].index(("teacher", 10))
+
+
+def test_a_terminal_is_told_each_run_that_is_made(pretended, monkeypatch, capsys):
+    monkeypatch.setitem(config.PROFILES, "tiny", tiny(seeds=(10, 7), ablation_seeds=()))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    told = cli.make_grid(pretended, "tiny", cli.build_parser().parse_args(["grid"]))
+    names = [outcome.name for outcome in told if not outcome.error]
+    lines = [line.strip() for line in re.split(r"[\r\n]", capsys.readouterr().err)]
+    assert len(names) == 4 and sorted(line for line in lines if line in {outcome.name for outcome in told}) == sorted(names)
+
+
+def test_a_run_made_elsewhere_than_here_is_an_error(pretended, monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "home", lambda: tmp_path / "elsewhere")
+    (told,) = make_runs(pretended, Study("tiny"), [grid.Job(tiny().run("baseline", 10))])
+    assert "workers must share this folder" in told.error
+
+
+# ---- clusters ------------------------------------------------------------------------------------------------------
+
+
+def test_cores_and_gpus_are_shared_out_among_workers():
+    def seen(*args):
+        return [{**worker["options"]["env"], **worker["options"].get("resources", {}), "at_once": worker["options"]["nthreads"]}
+                for worker in local_workers(*args).values()]
+
+    assert seen([], 8) == [{"OMP_NUM_THREADS": 8, "at_once": 1}]
+    assert seen([], 8, 3) == [{"OMP_NUM_THREADS": 2, "at_once": 1}] * 3
+    assert seen([], 2, 5) == [{"OMP_NUM_THREADS": 1, "at_once": 1}] * 5
+    gpus = [{"OMP_NUM_THREADS": 4, "CUDA_VISIBLE_DEVICES": name, "GPU": 1, "at_once": 2} for name in ("3", "5")]
+    assert seen(["3", "5"], 16, None, 2) == gpus
+    assert seen(["3", "5"], 8, 1, 2) == gpus[:1]
+    for args in ([], 8, None, 2), (["0"], 8, 2, None):
+        with pytest.raises(ConfigError):
+            local_workers(*args)
+
+
+def test_a_slurm_jobs_script():
+    settings = ["queue=gpu", "cores=8", "memory=32GB", "walltime=04:00:00", "job_extra_directives=['--gres=gpu:1']"]
+    with slurm_cluster(settings, 2) as slurm:
+        lines = slurm.job_script().splitlines()
+    for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=30G", "#SBATCH -t 04:00:00", "#SBATCH --gres=gpu:1",
+                 "export OMP_NUM_THREADS=4"):
+        assert line in lines, line
+    command = lines[-1].split()
+    assert command[:3] == [sys.executable, "-m", "distributed.cli.dask_worker"]
+    assert command[-4:] == ["--nthreads", "2", "--resources", "GPU=1"]
+    with slurm_cluster(["cores=8", "memory=32GB", "processes=4"]) as slurm:
+        script = slurm.job_script()
+    assert "export OMP_NUM_THREADS=2\n" in script and "--nworkers 4" in script and script.split()[-2:] == ["--nthreads", "1"]
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--slurm", "cores"], "KEY=VALUE"),
+    (["--slurm", "queue=gpu"], "cores and memory"),
+    (["--slurm", "cores=8", "memory=1GB", "quue=gpu"], "quue"),
+    (["--slurm", "cores=8", "memory=1GB", "processes=2", "--runs-per-gpu", "2"], "one process"),
+    (["--workers", "0"], "--workers 0 must be at least 1"),
+    (["--scheduler", "tcp://127.0.0.1:9"], "start one with `dask scheduler`"),
+    (["--scheduler", "nonsense://x"], "start one with `dask scheduler`"),
+    (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "has the workers it has"),
+])
+def test_a_cluster_that_cannot_be_had_is_one_line(args, words, monkeypatch, capfd):
+    monkeypatch.setattr(cluster, "ANSWER_S", 1)
+    assert cli.main(["grid", "--profile", "tiny", *args]) == 2
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.startswith("sos: ") and words in said.err and said.err.count("\n") == 1
+
+
+def test_without_dask_the_grid_says_what_to_install(monkeypatch, capfd):
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    assert cli.main(["grid", "--profile", "tiny"]) == 2
+    assert capfd.readouterr().err == "sos: this needs dask; install it with `pip install distributed dask-jobqueue`\n"
+
+
+# ---- the lock ------------------------------------------------------------------------------------------------------
+
+HOLD = "import sys, time; from pathlib import Path; from sos.files import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_lock_is_waited_for_and_freed_by_the_death_of_its_holder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOOK_AGAIN_S", 0.05)
+    lock = tmp_path / "new" / ".run.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, cwd=REPOSITORY) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(OutOfTime, match="waiting for run, which another process makes"), alone(lock, time.time() + 0.2):
+            raise AssertionError("two hold it")
+        assert lock.exists()
+        holder.kill()
+        holder.wait()
+        with alone(lock, time.time() + 5):
+            assert lock.exists()
+    assert not lock.exists()
+
+
+def test_a_lock_whose_file_was_taken_away_meanwhile_is_not_one(tmp_path, monkeypatch):
+    """Between our opening and locking the file its holder removed it, and a third process made a new one: we have to look again."""
+    monkeypatch.setattr(files, "LOOK_AGAIN_S", 0.01)
+    lock, taken = tmp_path / ".run.lock", []
+    take = files._take
+
+    def late(file):
+        if not taken:
+            lock.unlink()
+            lock.touch()
+        taken.append(take(file))
+        return taken[-1]
+
+    monkeypatch.setattr(files, "_take", late)
+    with alone(lock):
+        assert taken == [True, True]
+
+
+def test_a_run_made_while_we_waited_is_not_made_again(one_by_one, tiny_cohort, monkeypatch):
+    """The other process finishes the run just as we get its lock."""
+    study = Study("tiny", tiny_cohort, device="cpu")
+    monkeypatch.setattr(Study, "_train", lambda *_: pytest.fail("trained twice"))
+
+    class Finishing:
+        def __init__(self, lock, deadline):
+            self.name = lock.name[1:-len(".lock")]
+
+        def __enter__(self):
+            shutil.copytree(one_by_one / self.name, study.folder / "models" / self.name)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("sos.study.training.alone", Finishing)
+    assert study.baseline().path == study.folder / "models" / study.baseline().name
