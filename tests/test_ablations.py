@@ -376,3 +376,32 @@ def test_every_group_of_a_profile_without_runs_can_be_drawn(name, tmp_path, monk
     assert len(drawn) == 1 + bool(GROUPS[name].axis)
     for draw in drawn.values():
         assert any(text.get_text() == "not yet run" for ax in draw().axes for text in ax.texts)
+
+
+# ---- other networks --------------------------------------------------------------------------------------------------
+
+
+def test_other_networks_are_compared_with_the_main_network_of_their_role(study):  # noqa: F811
+    study.profile = replace(study.profile, backbones=("resnet18_half",), progressive=0.5)
+    wrong, n = {"teacher": 1, "baseline": 4, "student": 2}, held_out(study)
+    for name, configs in study.profile.networks().items():
+        more = 2 if "resnet18_half" in name else 0  # the other backbone errs twice more, whatever its role; progressive training changes nothing
+        for config in configs:
+            write_run(study, config, predictions(study.cohort, wrong[config.role] + more, None if config.role == "teacher" else 0.5))
+    table = ablations.networks(Results(study))
+    data, shown = table.data.set_index("network"), table.shown.set_index("network")
+    main = study.profile.teacher.backbone
+    assert set(data.index) == {f"{name}, {role}" for name in (main, "resnet18_half", f"{main}, progressive") for role in wrong}
+    for role, count in wrong.items():
+        assert data.loc[f"{main}, {role}", "accuracy_value"] == pytest.approx(1 - count / n)
+        assert data.loc[f"resnet18_half, {role}", "difference_value"] == pytest.approx(-2 / n)
+        assert data.loc[f"{main}, progressive, {role}", "difference_value"] == 0
+        assert shown.loc[f"{main}, {role}", "accuracy against the main network"] == "reference"
+    assert data["pointing_value"].isna().tolist() == [name.endswith("teacher") for name in data.index]
+
+
+def test_a_profile_without_other_networks_says_so_and_one_without_runs_too(study, tmp_path, monkeypatch):  # noqa: F811
+    assert ablations.networks(Results(study)).shown["network"].tolist() == ["not yet run"]
+    monkeypatch.setenv("SOS_HOME", str(tmp_path / "empty"))
+    shown = ablations.networks(Results(Study("paper"))).shown.set_index("network")
+    assert len(shown) == len(PAPER.networks()) and (shown[["accuracy, %", "quadratic weighted kappa"]] == "not yet run").all(axis=None)

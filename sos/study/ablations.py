@@ -179,6 +179,36 @@ def _mean_gain(*values):
     return np.mean([with_it - without for with_it, without in zip(values[::2], values[1::2], strict=True)], 0)
 
 
+def networks(results: Results) -> Table:
+    """The models on other backbones and with progressive training, each against the main network of its role."""
+    title, configs = "Other networks under the same protocol", results.profile.networks()
+    if not configs:
+        return Table("networks", title, pd.DataFrame({"network": []}), pd.DataFrame({"network": [NOT_YET]}))
+    groups = {name: results.of(each) for name, each in configs.items()}
+    main = {role: name for name, each in reversed(configs.items()) if (role := each[0].role) and each[0] == results.profile.run(role, each[0].seed)}
+    numbers = []
+    for name, runs in groups.items():
+        config = configs[name][0]
+        row = {"network": name, "role": config.role, "reference": main[config.role], "seeds": len(runs)}
+        for metric in ("accuracy", "kappa", "pointing"):
+            known = results.summary(runs, metric) if runs and _has(config, metric) else {}
+            row |= {f"{metric}_{key}": known.get(key, np.nan) for key in ("value", "low", "high", "sd")}
+        change = results.contrast("accuracy", np.subtract, runs, groups[row["reference"]]) if name != row["reference"] else {}
+        numbers.append(row | {f"difference_{key}": change.get(key, np.nan) for key in ("value", "low", "high", "p")})
+    data = pd.DataFrame(numbers)
+    tested = data["difference_p"].dropna()
+    data["difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    shown = []
+    for row in data.to_dict("records"):
+        told = {metric: written({key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")} if row["seeds"] else {}, metric)
+                for metric in ("accuracy", "kappa", "pointing") if _has(configs[row["network"]][0], metric)}
+        against = "reference" if row["network"] == row["reference"] else verdict(row["difference_value"], row["difference_p_holm"])
+        shown.append({"network": row["network"], METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
+                      METRIC_NAMES["kappa"]: told["kappa"], METRIC_NAMES["pointing"]: told.get("pointing", "")})
+    notes = (who(results), f"Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for {len(tested)} comparisons.")
+    return Table("networks", title, data, pd.DataFrame(shown), notes)
+
+
 # --- seeds -------------------------------------------------------------------------------------------------------------------
 def seeds(results: Results) -> Table:
     """Accuracy of the main runs: the mean over seeds, and what each seed alone would have said, with the paired differences between the models."""

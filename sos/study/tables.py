@@ -16,7 +16,7 @@ from ..config import CROP_TEACHER, PLAIN, TWICE, get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
 from ..files import show_in_readme
 from . import attention, difficulty
-from .ablations import ablation, choices, effects, seeds
+from .ablations import ablation, choices, effects, networks, seeds
 from .describe import ceiling
 from .grid import has_cohort
 from .latency import read_latency
@@ -344,7 +344,7 @@ def machine(results: Results) -> Table:
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
 
-TABLES = (headline, comparisons, competitors, localisation, mirror, trust, ablation, effects, seeds, choices, by_difficulty, cohort, machine)
+TABLES = (headline, comparisons, competitors, localisation, mirror, trust, ablation, effects, networks, seeds, choices, by_difficulty, cohort, machine)
 
 
 def findings(results: Results) -> list[str]:
