@@ -93,10 +93,11 @@ def local_workers(gpus: list[str], cores: int, workers: int | None = None, runs_
     if not gpus and runs_per_gpu:
         raise ConfigError("--runs-per-gpu: no GPU is to be seen here")
     if gpus and workers and workers > len(gpus):
-        raise ConfigError(f"--workers {workers}: a worker is a GPU, and there are {len(gpus)}; for more runs on each use --runs-per-gpu")
+        raise ConfigError(f"--workers {workers}: there are {len(gpus)} GPUs, a worker each; for more runs on each use --runs-per-gpu")
     workers, at_once = workers or len(gpus) or 1, runs_per_gpu or 1
     env = {"OMP_NUM_THREADS": max(1, cores // (workers * at_once))}
-    options = {"nthreads": at_once, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": "ERROR"}  # the memory is the runs', which are no part of the worker
+    # no limit of memory: it is the runs that need it, and they are no part of the worker
+    options = {"nthreads": at_once, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": "ERROR"}
     if not gpus:
         return {i: {"cls": Nanny, "options": options | {"env": env}} for i in range(workers)}
     return {i: {"cls": Nanny, "options": options | {"env": env | {"CUDA_VISIBLE_DEVICES": gpus[i]}, "resources": {GPU: 1}}}
