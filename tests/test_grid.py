@@ -128,7 +128,8 @@ def test_a_scheduler_and_workers_that_run_already(tiny_cohort, tmp_path, monkeyp
              "--scheduler-file", str(tmp_path / "scheduler.json")]
     join = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(tmp_path / "scheduler.json"), "--nthreads", "1",
             "--nworkers", "2", "--no-dashboard"]
-    started = [subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in (begin, join)]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = [subprocess.Popen(command, env=environment, cwd=tmp_path, **quiet) for command in (begin, join)]
     try:
         wait_for((tmp_path / "scheduler.json").is_file)
         address = wait_for(lambda: address_in(tmp_path / "scheduler.json"))
@@ -236,7 +237,8 @@ def pretended(monkeypatch):
     monkeypatch.setattr(cluster, "carry_out", pretend)
     monkeypatch.setattr(Study, "store", type("Store", (), {"digest": "pixels"}))
     AT_WORK.update(now=0, most=0, attempts=[])
-    with LocalCluster(n_workers=1, threads_per_worker=4, processes=False, resources={"GPU": 1}, dashboard_address=None) as ours, Client(ours) as client:
+    kind = dict(n_workers=1, threads_per_worker=4, processes=False, resources={"GPU": 1}, dashboard_address=None)
+    with LocalCluster(**kind) as ours, Client(ours) as client:
         yield client
 
 
@@ -320,6 +322,25 @@ def test_a_slurm_jobs_script():
     assert "export OMP_NUM_THREADS=2\n" in script and "--nworkers 4" in script and script.split()[-2:] == ["--nthreads", "1"]
 
 
+@pytest.mark.slow
+def test_slurm_jobs_make_a_run(tiny_cohort, tmp_path, monkeypatch, capfd):
+    """A stand-in for Slurm, which starts each script that it is handed at once; the jobs' workers are real, and gone in the end."""
+    monkeypatch.setitem(config.PROFILES, "tiny", tiny(ablation_seeds=()))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sbatch").write_text('#!/bin/bash\ncp "$1" script\nsetsid bash script > job.log 2>&1 &\n'
+                                     'echo $! >> submitted\necho "Submitted batch job $!"\n')
+    (tmp_path / "scancel").write_text('#!/bin/bash\nfor job in "$@"; do kill -- "-$job"; echo "$job" >> cancelled; done\n')
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    args = ["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--slurm", "cores=1", "memory=4GB", "walltime=01:00:00", "interface=lo"]
+    assert cli.main(args) == 0
+    made = (Study("tiny", tiny_cohort).folder / "models").glob("[!.]*")
+    assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "teacher"]
+    assert (tmp_path / "submitted").read_text().split() and "SBATCH -t 01:00:00" in (tmp_path / "script").read_text()
+    assert (tmp_path / "cancelled").read_text().split() == (tmp_path / "submitted").read_text().split()
+
+
 @pytest.mark.parametrize(("args", "words"), [
     (["--slurm", "cores"], "KEY=VALUE"),
     (["--slurm", "queue=gpu"], "cores and memory"),
@@ -343,9 +364,35 @@ def test_without_dask_the_grid_says_what_to_install(monkeypatch, capfd):
     assert capfd.readouterr().err == "sos: this needs dask; install it with `pip install distributed dask-jobqueue`\n"
 
 
+def test_time_runs_out_while_no_worker_comes(tiny_cohort, monkeypatch):
+    """As in a queue of Slurm that is full."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(cluster, "LOOK_S", 0.1)
+    monkeypatch.setenv("SOS_DEADLINE", str(time.time() + 0.3))
+    study = Study("tiny", tiny_cohort)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as ours, Client(ours) as client:
+        told = make_runs(client, study, grid.plan(study.profile))
+    assert len(told) == 4 and all(outcome.stopped and not outcome.error for outcome in told)
+
+
+def test_cancelled_tasks_are_errors(tiny_cohort):
+    from distributed import Client, Future, LocalCluster
+
+    study = Study("tiny", tiny_cohort)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as ours, Client(ours) as client:
+        stop = threading.Timer(0.5, lambda: client.cancel([Future(key, client=client) for key in list(client.futures)]))
+        stop.start()
+        told = make_runs(client, study, grid.plan(study.profile))
+        stop.join()
+    assert [outcome.error for outcome in told[:2]] == ["cancelled on the cluster; the same command goes on"] * 2
+    assert all(outcome.error and not outcome.stopped for outcome in told)
+
+
 # ---- the lock ------------------------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from sos.files import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = """import sys, time; from pathlib import Path; from sos.files import alone
+with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"""
 
 
 def test_a_lock_is_waited_for_and_freed_by_the_death_of_its_holder(tmp_path, monkeypatch):

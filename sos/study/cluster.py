@@ -23,6 +23,8 @@ from ..errors import ConfigError, OutOfTime, RunError, SOSError
 from ..files import alone
 
 GPU = "GPU"  # name of the dask resource: a worker declares one, each run takes its share
+NOT_BEGUN = "stopped in time before it began; the next call goes on"
+LOOK_S = 2  # between two looks at the clock while no run ends
 ANSWER_S = 30  # how long a scheduler, and then a first worker of it, may take to answer
 
 
@@ -91,13 +93,15 @@ def local_workers(gpus: list[str], cores: int, workers: int | None = None, runs_
     if not gpus and runs_per_gpu:
         raise ConfigError("--runs-per-gpu: no GPU is to be seen here")
     if gpus and workers and workers > len(gpus):
-        raise ConfigError(f"--workers {workers}: a worker is a GPU, and there are {len(gpus)}; for more runs on each use --runs-per-gpu")
+        raise ConfigError(f"--workers {workers}: there are {len(gpus)} GPUs, a worker each; for more runs on each use --runs-per-gpu")
     workers, at_once = workers or len(gpus) or 1, runs_per_gpu or 1
     env = {"OMP_NUM_THREADS": max(1, cores // (workers * at_once))}
-    options = {"nthreads": at_once, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": "ERROR"}  # the memory is the runs', which are no part of the worker
+    # no limit of memory: it is the runs that need it, and they are no part of the worker
+    options = {"nthreads": at_once, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": "ERROR"}
     if not gpus:
         return {i: {"cls": Nanny, "options": options | {"env": env}} for i in range(workers)}
-    return {i: {"cls": Nanny, "options": options | {"env": env | {"CUDA_VISIBLE_DEVICES": gpus[i]}, "resources": {GPU: 1}}} for i in range(workers)}
+    return {i: {"cls": Nanny, "options": options | {"env": env | {"CUDA_VISIBLE_DEVICES": gpus[i]}, "resources": {GPU: 1}}}
+            for i in range(workers)}
 
 
 def visible_gpus() -> list[str]:
@@ -145,7 +149,8 @@ def slurm_cluster(settings: list[str], runs_per_gpu: int | None = None):
 def _local_scheduler(board: bool) -> dict:
     from distributed import Scheduler
 
-    return {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": board, "dashboard_address": "127.0.0.1:8787" if board else "127.0.0.1:0"}}
+    port = 8787 if board else 0
+    return {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": board, "dashboard_address": f"127.0.0.1:{port}"}}
 
 
 @contextmanager
@@ -178,7 +183,7 @@ def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progre
     A run whose process or worker dies is tried again, from its last epoch, RUN_ATTEMPTS times in all; one with an SOSError is not. Neither
     stops runs that do not need it. `progress` is told the name of each run that is made.
     """
-    from distributed import as_completed
+    from distributed import CancelledError, wait
 
     from .runs import run_name, training_code
 
@@ -195,11 +200,21 @@ def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progre
         futures.append(client.submit(carry_out, order, [futures[i] for i in job.needs], pure=False, retries=RUN_ATTEMPTS - 1, resources=share))
     places = {future.key: place for place, future in enumerate(futures)}
     outcomes: list[Outcome] = [None] * len(jobs)
-    for future in as_completed(futures):
-        place = places[future.key]
-        outcomes[place] = future.result() if future.status == "finished" else Outcome(names[place], f"{future.exception()}")
-        if progress is not None and not (outcomes[place].error or outcomes[place].stopped):
-            progress(names[place])
+    left = set(futures)
+    while left:
+        try:
+            done, left = wait(left, timeout=LOOK_S, return_when="FIRST_COMPLETED")
+        except TimeoutError:
+            if time.time() < deadline or any(client.processing().values()):
+                continue
+            done, left = left, set()  # no worker has come, or none is left
+        except CancelledError:  # the scheduler has gone, or somebody has cancelled tasks there
+            done, left = left, set()
+        for future in done:
+            place = places[future.key]
+            outcomes[place] = _outcome(future, names[place])
+            if progress is not None and not (outcomes[place].error or outcomes[place].stopped):
+                progress(names[place])
     for place, job in enumerate(jobs):  # dask gives a task the exception of what it needs
         lost = [names[i] for i in job.needs if outcomes[i].error]
         if lost:
@@ -209,13 +224,21 @@ def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progre
     return outcomes
 
 
+def _outcome(future, name: str) -> Outcome:
+    if future.status == "finished":
+        return future.result()
+    if future.status == "pending":
+        return Outcome(name, stopped=NOT_BEGUN)
+    return Outcome(name, f"{future.exception()}" if future.status == "error" else f"{future.status} on the cluster; the same command goes on")
+
+
 def carry_out(order: Order, needs: list[Outcome]) -> Outcome:
     """On a worker: make one run in an interpreter of its own. Raises RuntimeError where that dies, so that dask tries it again."""
     for need in needs:
         if need.error or need.stopped:
             return Outcome(order.name, need.error, need.stopped)
     if time.time() > order.deadline:
-        return Outcome(order.name, stopped="stopped in time; the next call goes on")
+        return Outcome(order.name, stopped=NOT_BEGUN)
     with tempfile.TemporaryFile() as log, subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                                            stderr=log) as child:
         child.stdin.write(pickle.dumps(order))
