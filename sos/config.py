@@ -159,6 +159,7 @@ class RunConfig:
 PLAIN, CROP_TEACHER, PIPELINE = "plain full-image network", "crop teacher (needs a person)", "detector, then teacher"
 LOGIT_ONLY, DISTILLED, STARTED = "logit-only distillation", "distilled student", "student started from the teacher"
 TWICE, TWICE_SCRATCH, TWICE_ALONE = "two-look student", "two-look student from scratch", "two looks, labels only"
+TEACHER_LONGER = "crop teacher, trained longer"
 _DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init",
                  "teacher_backbone")
 _SHARED = ("label_share", "box_jitter", "window_scale")  # a student that changes one of these needs a teacher that does
@@ -284,9 +285,11 @@ class Profile:
     def competitors(self) -> dict[str, list[RunConfig]]:
         """Rows of the table of competitors: every way from a whole image to a stage, one run a seed. The main runs are among them."""
         student, zoom = self.student, self.zoom
+        together = self.teacher.epochs + zoom.epochs  # a two-look student begins where its teacher ended
         configs = {
             PLAIN: self.baseline,
             CROP_TEACHER: self.teacher,
+            TEACHER_LONGER: self.teacher.with_(epochs=together),  # is it only the further training that helps its student?
             PIPELINE: self.detector,
             # Hinton et al. 2015: the teacher's answers for images, and nothing of where they come from
             LOGIT_ONLY: student.with_(w_attn=0.0, evidence="none"),
@@ -294,8 +297,8 @@ class Profile:
             STARTED: student.with_(student_init="teacher"),
             TWICE: zoom,
             TWICE_SCRATCH: zoom.with_(student_init="scratch"),
-            # what the architecture does without a teacher: the stage alone moves the window; as long as the teacher and its student together
-            TWICE_ALONE: zoom.with_(role="baseline", aim_gradient=True, epochs=self.teacher.epochs + zoom.epochs),
+            # what the architecture does without a teacher: the stage alone moves the window
+            TWICE_ALONE: zoom.with_(role="baseline", aim_gradient=True, epochs=together),
         }
         return {name: [config.with_(seed=seed) for seed in self.seeds] for name, config in configs.items()}
 
@@ -309,7 +312,7 @@ class Profile:
 
 TWO_LOOKS = ("from scratch", "the stage moves the window too", "without L_dist", "without L_attn", "L_cls and L_aim alone", "labels alone, no teacher",
              "one look")
-EVERY_COMPETITOR = (PIPELINE, LOGIT_ONLY, STARTED, TWICE_SCRATCH, TWICE_ALONE)  # beside the main runs
+EVERY_COMPETITOR = (PIPELINE, TEACHER_LONGER, LOGIT_ONLY, STARTED, TWICE_SCRATCH, TWICE_ALONE)  # beside the main runs
 
 
 def _profile(name, *, common, teacher=None, baseline=None, student=None, zoom=None, detector=None, **rest) -> Profile:
@@ -352,7 +355,7 @@ PROFILES = {
     )
 }
 # quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick
-PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4), competitors_trained=(PIPELINE, TWICE_SCRATCH))
+PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4), competitors_trained=(PIPELINE, TEACHER_LONGER, TWICE_SCRATCH))
 
 
 def get_profile(name: str) -> Profile:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..cohort.cameras import camera, frame_camera, normalise, square_window, still_scene
-from ..config import CROP_TEACHER, RunConfig
+from ..config import RunConfig
 from ..errors import RunError
 from ..files import write_whole
 from .grid import find
@@ -81,7 +81,7 @@ def measure_latency(study: Study) -> pd.DataFrame:
     low, median, high = np.percentile(took, [25, 50, 75], axis=0)  # (models,) each
     machine = machine_record(study.device) | {"precision": "fp32"}
     table = pd.DataFrame([{"model": name, "run": run.name, "images": len(took), "median_ms": median[i], "low_ms": low[i], "high_ms": high[i],
-                           "person": name == CROP_TEACHER, **machine} for i, (name, run) in enumerate(runs.items())])
+                           "person": run.config.role == "teacher", **machine} for i, (name, run) in enumerate(runs.items())])
     write_whole(study.folder / "latency.csv", table.to_csv(index=False, float_format="%.4g"))
     return table
 

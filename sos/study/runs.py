@@ -246,6 +246,8 @@ def model_card(record: dict) -> str:
     rows = "\n".join(f"| {title} | {m['value']:.3f} | {m['low']:.3f} to {m['high']:.3f} |" for name, title in names.items()
                      if (m := record["metrics"].get(name)))
     config, environment = record["config"], record["environment"]
+    looks = ("" if config.get("looks", 1) == 1 else f" It looks twice in one pass: at the image reduced to {config['glance_px']} px, where it aims "
+             f"a window,\n  and at that window with {config['window_px']} px.")
     warning = ("**Trained and tested on virtual patients only.** These figures say nothing about real images; on those its stages are a "
                "demonstration." if record["virtual"] else "Trained and tested on the cohort of one group; test it on your own before any use.")
     return f"""# Model card: released student
@@ -253,7 +255,7 @@ def model_card(record: dict) -> str:
 {warning}
 
 - **What it is.** A {config['backbone']} that stages fusion of the spheno-occipital synchondrosis ({get_scheme(record['scheme']).source}) on a
-  whole mid-sagittal CBCT image, {config['frame_px']} px, trained by distillation from a teacher on crops.
+  whole mid-sagittal CBCT image, {config['frame_px']} px, trained by distillation from a teacher on crops.{looks}
 - **Training.** Run `{record['run']}` of the profile `{record['profile']}`: {record['patients']} {people} in all, {config['epochs']} epochs,
   seed {config['seed']}, {environment['seconds']:.0f} s on {environment.get('gpu', environment['processor'])}, {environment['precision']};
   torch {environment['torch']}, fastai {environment['fastai']}. Teacher: `{record['teacher']}`.

@@ -99,7 +99,7 @@ def competitors(results: Results) -> Table:
     times, student = read_latency(results.study), groups[TWICE]
     numbers, gaps = [], {}
     for name, runs in groups.items():
-        row = {"model": name, "seeds": len(runs), "reference": bool(runs) and configs[name] == configs[TWICE]}
+        row = {"model": name, "person": configs[name][0].role == "teacher", "seeds": len(runs), "reference": bool(runs) and configs[name] == configs[TWICE]}
         known = {metric: results.summary(runs, metric) for metric in ("accuracy", "kappa", "pointing", "missed") if _has(results, runs, metric)}
         gaps[name] = "–"
         if name not in (PLAIN, CROP_TEACHER):  # 0 and 1 by definition
@@ -134,7 +134,7 @@ def _competitor_row(row: dict, gap: str) -> dict:
         return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(known, metric)
 
     took = "{median_ms:.1f} ({low_ms:.1f} to {high_ms:.1f})".format(**row) if np.isfinite(row["median_ms"]) else NOT_YET
-    person = " and a person" if row["model"] == CROP_TEACHER and took != NOT_YET else ""
+    person = " and a person" if row["person"] and took != NOT_YET else ""
     return {"model": row["model"], METRIC_NAMES["accuracy"]: text("accuracy"),
             f"accuracy against the {TWICE}": "reference" if row["reference"] else verdict(row["difference_value"], row["difference_p_holm"]),
             METRIC_NAMES["kappa"]: text("kappa"), "gap closed": gap if row["seeds"] else NOT_YET, METRIC_NAMES["pointing"]: text("pointing"),
@@ -149,7 +149,7 @@ def _latency_note(times: pd.DataFrame) -> str:
         return f"{said}: {NOT_YET}."
     one = times.iloc[0]
     machine = one["gpu"] if "gpu" in times and isinstance(one["gpu"], str) else f"{one['processor']}, {one['threads']} threads"
-    return (f"{said}; {one['images']} images, {one['precision']}, {machine}. The crop teacher's time is that of the network alone: before it, a "
+    return (f"{said}; {one['images']} images, {one['precision']}, {machine}. A crop teacher's time is that of the network alone: before it, a "
             "person finds the joint and draws the box.")
 
 
