@@ -85,20 +85,6 @@ def test_two_workers_make_the_bytes_of_the_runs_one_after_the_other(one_by_one, 
 
 
 @pytest.mark.slow
-def test_long_runs_of_an_ablation_are_made_beside_each_other(one_by_one, tiny_cohort, monkeypatch):
-    asked, make = [], cluster.make_runs
-    monkeypatch.setattr(grid, "WORTH", 0)
-    monkeypatch.setattr(cluster, "make_runs", lambda client, study, jobs: asked.append([job.config.role for job in jobs]) or make(client, study, jobs))
-    study = Study("tiny", tiny_cohort, device="cpu")
-    runs = grid.run_group(study, "terms")
-    assert asked == [["teacher", "baseline", "student", "student"]] and len(runs) == 3
-    for run in runs:
-        for file in ("predictions.csv", "history.csv", "config.json"):
-            assert (run.path / file).read_bytes() == (one_by_one / run.name / file).read_bytes()
-    assert grid.run_group(study, "terms") == runs and len(asked) == 1  # found
-
-
-@pytest.mark.slow
 def test_a_killed_workers_run_goes_on_from_its_checkpoint(one_by_one, tiny_cohort):
     """The mark that only the checkpoint bears is in the result, which is otherwise as if nothing had been killed."""
     study = Study(tiny(baseline=tiny().baseline.with_(epochs=40)), tiny_cohort, device="cpu")

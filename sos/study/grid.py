@@ -3,17 +3,12 @@
 The plan is data and knows nothing of how it is carried out: here one run after the other, in the room `cluster` by many processes.
 """
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..config import MODELS, ROLES, TAUGHT_ROLES, Profile, RunConfig
-from ..errors import OutOfTime, RunError
 from .runs import Run, find_runs, run_name, training_code
 from .training import Study
-
-WORTH = 10_000  # images to train on, epochs counted, from which the start of further processes pays
-
 
 @dataclass(frozen=True)
 class Job:
@@ -61,34 +56,9 @@ def run_grid(profile: str | Profile, cohort: str = "", progress: Callable[[int, 
 
 
 def run_group(study: Study, name: str) -> list[Run]:
-    """Make or find the runs of one ablation of the study's profile, by its name, in the order of the plan.
-
-    On a processor with several cores those that take long are made beside each other, one a core: on networks this small two threads do not do the
-    work of two processes.
-    """
+    """Make or find the runs of one ablation of the study's profile, by its name, in the order of the plan."""
     wanted = {config for configs in study.profile.ablations()[name].rows.values() for config in configs}
-    jobs = [job for job in plan(study.profile) if job.config in wanted]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    missing = [job for job in jobs if not find(study, [job.config])]
-    images = len(study.cohort.subset("train")) * sum(job.config.epochs for job in missing)
-    if study.device == "cpu" and min(cores, len(missing)) > 1 and images > WORTH:
-        _beside_each_other(study, missing, min(cores, len(missing)))
-    return [study.obtain(job.config, keep_weights=job.keep_weights) for job in jobs]
-
-
-def _beside_each_other(study: Study, jobs: list[Job], workers: int) -> None:
-    from .cluster import cluster, make_runs
-
-    taught = {job.config: study.profile.teacher_of(job.config) for job in jobs if job.config.role in TAUGHT_ROLES}
-    teachers = list(dict.fromkeys(taught.values()))
-    jobs = [replace(job, needs=(teachers.index(taught[job.config]),) if job.config in taught else ()) for job in jobs]
-    with cluster(workers=workers) as client:
-        ends = make_runs(client, study, [Job(teacher) for teacher in teachers] + jobs)
-    for end in ends:
-        if end.error:
-            raise RunError(f"{end.name}: {end.error}")
-    if left := [end for end in ends if end.stopped]:
-        raise OutOfTime(left[0].stopped)
+    return [study.obtain(job.config, keep_weights=job.keep_weights) for job in plan(study.profile) if job.config in wanted]
 
 
 def find(study: Study, configs: list[RunConfig]) -> list[Run]:

@@ -398,7 +398,7 @@ def publish(profile: str) -> list[Path]:
     (part / "machine.json").write_text(json.dumps(machine_summary(Results(Study(profile))), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
-    shown = [target / f"{name}.md" for name in ("headline", "comparisons", "mirror")]
+    shown = [target / f"{name}.md" for name in ("headline", "comparisons", "competitors", "mirror")]
     show_in_readme(f"results:{profile}", "\n".join(table.read_text(encoding="utf-8") for table in shown if table.is_file()))
     return sorted(target.iterdir())
 
