@@ -387,6 +387,13 @@ def test_table_of_competitors_without_a_gap_or_without_a_teacher_says_so(written
     assert shown["gap closed"][[PIPELINE, TWICE, PLAIN]].tolist() == [NOT_YET] * 3 and (shown.loc[PLAIN] == NOT_YET).all()
 
 
+def test_a_competitor_without_some_seeds_says_how_many_it_has(written):
+    written.profile = replace(written.profile, seeds=(0, 1))
+    write_run(written, written.profile.run("teacher", 1), predictions(written.cohort, 1))
+    rows = tables.competitors(Results(written)).shown["model"].tolist()
+    assert CROP_TEACHER in rows and f"{PLAIN} (1 of 2 seeds)" in rows and LOGIT_ONLY in rows
+
+
 def test_table_of_competitors_has_the_numbers_of_the_runs(written):
     table = tables.competitors(Results(written))
     data, n = table.data.set_index("model"), int((written.cohort.table["split"] == "test").sum())

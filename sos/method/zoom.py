@@ -61,7 +61,8 @@ class ZoomNet(StagingNet):
 
 
 def gaze(x: torch.Tensor, window: torch.Tensor, size_px: int) -> torch.Tensor:
-    """The `window` (b, 4) of frames (b, c, h, w), sampled bilinearly to (b, c, size_px, size_px); differentiable in both. Black outside."""
+    """The `window` (b, 4) of frames (b, c, h, w), sampled bilinearly to (b, c, size_px, size_px); differentiable in both. Beyond the frame its
+    edge goes on."""
     half, middle = (window[:, 2:] - window[:, :2]), (window[:, 2:] + window[:, :2]) - 1  # in -1..1 over the frame
     steps = (torch.arange(size_px, device=x.device) + 0.5) * (2 / size_px) - 1
     across, down = (middle[:, None] + half[:, None] * steps[None, :, None]).unbind(2)  # (b, size) each

@@ -10,6 +10,7 @@ from ..config import MODELS, ROLES, TAUGHT_ROLES, Profile, RunConfig
 from .runs import Run, find_runs, run_name, training_code
 from .training import Study
 
+
 @dataclass(frozen=True)
 class Job:
     """One run to be made. `needs`: places in the plan of the jobs that must be finished before; always earlier ones."""

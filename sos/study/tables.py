@@ -115,7 +115,7 @@ def competitors(results: Results) -> Table:
     data = pd.DataFrame(numbers)
     tested = data["difference_p"].dropna()
     data["difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
-    shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]]) for row in data.to_dict("records")])
+    shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]], len(results.profile.seeds)) for row in data.to_dict("records")])
     notes = (_who(results) + " Gap closed: in accuracy. Pointing game: of a network its Grad-CAM's peak, of a detector the centre of the found "
              "box, inside the expert's.",
              f"Missed: no box with a score above {results.profile.detector.min_score:g}; the image stays in, as a wrong answer.",
@@ -128,14 +128,15 @@ def _has(results: Results, runs: dict[int, Run], metric: str) -> bool:
     return bool(runs) and metric in results.sampled(next(iter(runs.values())))
 
 
-def _competitor_row(row: dict, gap: str) -> dict:
+def _competitor_row(row: dict, gap: str, seeds: int) -> dict:
     def text(metric):
         known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
         return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(known, metric)
 
     took = "{median_ms:.1f} ({low_ms:.1f} to {high_ms:.1f})".format(**row) if np.isfinite(row["median_ms"]) else NOT_YET
     person = " and a person" if row["person"] and took != NOT_YET else ""
-    return {"model": row["model"], METRIC_NAMES["accuracy"]: text("accuracy"),
+    few = f" ({row['seeds']} of {seeds} seeds)" if 0 < row["seeds"] < seeds else ""
+    return {"model": row["model"] + few, METRIC_NAMES["accuracy"]: text("accuracy"),
             f"accuracy against the {TWICE}": "reference" if row["reference"] else verdict(row["difference_value"], row["difference_p_holm"]),
             METRIC_NAMES["kappa"]: text("kappa"), "gap closed": gap if row["seeds"] else NOT_YET, METRIC_NAMES["pointing"]: text("pointing"),
             METRIC_NAMES["missed"]: text("missed"), "time an image, ms": took + person}
