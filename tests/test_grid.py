@@ -336,7 +336,7 @@ def test_slurm_jobs_make_a_run(tiny_cohort, tmp_path, monkeypatch, capfd):
     args = ["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--slurm", "cores=1", "memory=4GB", "walltime=01:00:00", "interface=lo"]
     assert cli.main(args) == 0
     made = (Study("tiny", tiny_cohort).folder / "models").glob("[!.]*")
-    assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "teacher"]
+    assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "student", "teacher"]
     assert (tmp_path / "submitted").read_text().split() and "SBATCH -t 01:00:00" in (tmp_path / "script").read_text()
     assert (tmp_path / "cancelled").read_text().split() == (tmp_path / "submitted").read_text().split()
 
@@ -373,7 +373,7 @@ def test_time_runs_out_while_no_worker_comes(tiny_cohort, monkeypatch):
     study = Study("tiny", tiny_cohort)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as ours, Client(ours) as client:
         told = make_runs(client, study, grid.plan(study.profile))
-    assert len(told) == 4 and all(outcome.stopped and not outcome.error for outcome in told)
+    assert len(told) == 5 and all(outcome.stopped and not outcome.error for outcome in told)
 
 
 def test_cancelled_tasks_are_errors(tiny_cohort):
