@@ -16,3 +16,14 @@ def tiny_cohort(tmp_path_factory):
     with open(shared / "tiny_cohort.lock", "w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # the second worker waits here, then finds the cohort whole
         return write_cohort(shared / "tiny_cohort", patients=24, seed=11, workers=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_deadline_left_behind():
+    """`--stop-after` sets a deadline for the process; no later test shall run into it."""
+    before = os.environ.get("SOS_DEADLINE")
+    yield
+    if before is None:
+        os.environ.pop("SOS_DEADLINE", None)
+    else:
+        os.environ["SOS_DEADLINE"] = before
