@@ -83,7 +83,7 @@ CHOICES = {  # every setting of a run, and what else the paper's public record l
     "cam_target": Choice("the label is what the student is to learn; a teacher errs", ("cam_target",)),
     "cam_layer": Choice("its maps come from the very features that are judged", ("cam_layer",)),
     "looks": Choice("the paper's student looks once; ours, beyond the paper, twice", ("two_looks",)),
-    "glance_px": Choice("where the joint is can be seen in a small picture", fixed="aims well already, figure 22"),
+    "glance_px": Choice("where the joint is can be seen in a small picture", fixed="how well it aims is measured, figure 22"),
     "aim_gradient": Choice("the stage is a poor teacher of where to look", ("two_looks",)),
     "w_aim": Choice("1, as L_cls: only L_aim reaches the glance", fixed="Adam's steps do not depend on its scale"),
     "progressive": Choice("switched on for rows of the table of networks only", fixed="measured in table networks"),

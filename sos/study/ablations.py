@@ -277,9 +277,9 @@ def finding(table: Table) -> str:
 
 def _value(profile: Profile, setting: str) -> str:
     """A setting's value in a profile: the student's, and where they differ those of the networks that use it."""
-    beyond = {"role": ", ".join(MODELS), "seed": ", ".join(map(str, profile.seeds)), 
+    beyond = {"looks": f"{profile.student.looks}; zoom {profile.zoom.looks}", "role": ", ".join(MODELS), "seed": ", ".join(map(str, profile.seeds)), 
               "optimiser": f"AdamW, one cycle, {100 * WARM_UP:g} % warm-up, gradients clipped at {CLIP:g}"}
-    if setting in beyond and (setting in ("role", "seed") or not hasattr(profile.student, setting)):
+    if setting in beyond and (setting in ("role", "seed", "looks") or not hasattr(profile.student, setting)):
         return beyond[setting]
     if not hasattr(profile.student, setting):
         return str(getattr(profile, setting))
