@@ -182,7 +182,7 @@ def test_spread_is_over_seeds_and_the_value_their_mean(study):
 # ---- the grid --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "quick5", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "quick5", "ablations", "paper"])
 def test_plan_has_each_run_once_and_what_it_needs_before_it(name):
     profile = get_profile(name)
     jobs = grid.plan(profile)
