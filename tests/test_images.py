@@ -27,7 +27,7 @@ from pydicom.uid import (
     JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
 
 from sos.errors import ImageError
-from sos.images import dicom, midsagittal, reader
+from sos.images import apart, header, midsagittal, reader
 from sos.images.dicom import DicomImage, Volume, read_dicom, read_series
 from sos.images.midsagittal import find_plane, midsagittal_slice
 from sos.images.reader import GreyImage, read_image, window_of
@@ -200,20 +200,20 @@ def test_damaged_lossless_jpeg_ends_in_an_image_error_not_in_a_crash(tmp_path, s
 
 
 def test_the_process_apart_gives_the_same_pixels_and_comes_back_after_its_death(tmp_path):
-    path, apart = save(ct(picture().astype(np.uint16)), tmp_path / "slice"), dicom._Apart()
-    assert (apart.decode(str(path), 0) == picture()).all()
-    first = apart.child
+    path, other = save(ct(picture().astype(np.uint16)), tmp_path / "slice"), apart.Apart()
+    assert (other.decode(str(path), 0) == picture()).all()
+    first = other.child
     first.kill()
     first.wait()
-    assert (apart.decode(str(path), 0) == picture()).all() and apart.child is not first
+    assert (other.decode(str(path), 0) == picture()).all() and other.child is not first
     with pytest.raises(RuntimeError, match="refused"):
-        apart.decode(str(tmp_path / "none"), 0)
-    assert (apart.decode(str(path), 0) == picture()).all()
-    os.kill(apart.child.pid, signal.SIGSTOP)
+        other.decode(str(tmp_path / "none"), 0)
+    assert (other.decode(str(path), 0) == picture()).all()
+    os.kill(other.child.pid, signal.SIGSTOP)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="took too long"):
-        patch.setattr(dicom, "MAX_DECODE_S", 0.2)
-        apart.decode(str(path), 0)
-    assert apart.child is None
+        patch.setattr(apart, "MAX_DECODE_S", 0.2)
+        other.decode(str(path), 0)
+    assert other.child is None
 
 
 def test_colour_becomes_luminance_with_a_warning(tmp_path):
@@ -444,7 +444,7 @@ def test_missing_path_empty_folder_and_device(tmp_path):
 
 
 def test_a_zip_bomb_in_deflated_syntax_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom, "MAX_INFLATED", 2**16)
+    monkeypatch.setattr(header, "MAX_INFLATED", 2**16)
     data = ct(np.zeros((1000, 1000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
     path = save(data, tmp_path / "bomb")
     assert path.stat().st_size < 2**16

@@ -7,8 +7,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from .dicom import LUMINANCE, MAX_PIXELS, DicomImage, damage_of, looks_like_dicom, read_dicom, read_series
+from .decode import LUMINANCE
+from .dicom import DicomImage, damage_of, looks_like_dicom, read_dicom, read_series
 from .midsagittal import midsagittal_slice
+from .pixels import MAX_PIXELS
 
 DARK, BRIGHT = 0.005, 0.998  # shares of pixels below the grey values that become 0 and 1
 SMALLEST = 32  # pixels along the shorter side; below, it is an icon
