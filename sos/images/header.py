@@ -4,7 +4,9 @@ Header values reach the outside only where they are numbers or code words from a
 pydicom quotes header values in its warnings and log lines, so it is told not to look for odd values on reading, and both are silenced.
 """
 
+import io
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -68,12 +70,23 @@ def read_header(path, *, pixels: bool = False, tags: list[str] | None = None) ->
     with damage_of(path, "reading its header"):
         if DEFLATED in head:
             _refuse_inflation(path, head)
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=tags)
+        with Bounded(io.FileIO(path)) as file:
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=tags)
+        dataset.filename = str(path)
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
             native = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
         return dataset
+
+
+class Bounded(io.BufferedReader):
+    """A file that allocates no more than it holds, whatever length an element claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
 
 
 def _refuse_inflation(path: Path, head: bytes) -> None:
@@ -84,7 +97,7 @@ def _refuse_inflation(path: Path, head: bytes) -> None:
     with path.open("rb") as file:
         file.seek(144 + int.from_bytes(head[140:144], "little"))
         inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while piece := inflater.unconsumed_tail or file.read(1 << 16):
+        while not inflater.eof and (piece := inflater.unconsumed_tail or file.read(1 << 16)):
             total += len(inflater.decompress(piece, 1 << 22))
             if total > most:
                 raise ImageError(f"{path.name}: inflates to more than {most >> 20} MiB; export it uncompressed")

@@ -16,7 +16,7 @@ from .header import numbers, whole
 
 MAX_PIXELS = 30_000_000  # of one frame: no scanner comes near, a damaged header easily does
 MAX_VOXELS = 2**30  # of one volume: 4 GiB as float32
-MAX_FRAMES = 10_000
+MAX_FRAMES = 4096  # of one file
 DENSE, DENSE_ABOVE = 50, 2**24  # pixels to a compressed byte, in images of more than 16 million: without loss there are about 2
 MAX_SCANS = 100  # of one JPEG: progressive ones have about 10, and each costs a pass over all pixels
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
