@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_INFLATED = 2**29  # bytes of a deflated file: 512 MiB
-DENSE, DENSE_ABOVE = 100, 2**26  # a deflated file may grow so many times, where it grows beyond 64 MiB: scans of heads grow tenfold at most
+DENSE, DENSE_ABOVE = 100, 2**25  # a deflated file may grow so many times, where it grows beyond 32 MiB: scans of heads grow tenfold at most
 MAX_NUMBERS = 1024  # bytes of an element that holds a few numbers
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 

@@ -136,7 +136,7 @@ def _busy_lines(lines: np.ndarray, grey: float, tolerance: float) -> np.ndarray:
     return (abs(lines - grey) > tolerance).mean(1) >= STRAY
 
 
-def _holds_more(def _holds_more(image) -> bool:
+def _holds_more(image) -> bool:
     """Whether a TIFF has a second image; counting them all would follow a list that may be endless."""
     try:
         image.seek(1)
