@@ -21,7 +21,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$here/.venv
 log=$here/runs/environment.log
 unfinished=$here/runs/environment.unfinished  # there while .venv is being made or renewed
-needed="torch torchvision fastai pydicom papermill nbformat ipykernel numpy pandas scipy sklearn matplotlib seaborn PIL safetensors"
+needed="torch torchvision fastai pydicom papermill jupytext nbformat ipykernel numpy pandas scipy sklearn matplotlib seaborn PIL safetensors"
 needed_by_tests="pytest xdist hypothesis nbval nbconvert ipywidgets"
 free_gb_needed=9
 test=no
@@ -134,8 +134,8 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" JUPYTER_PREFER_ENV_PATH=1 P
 cd "$here"
 mkdir -p runs
 status=0
+"$python" -m pytest -o addopts= --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb 2>&1 |
+  tee runs/nbval.log || status=1  # first: it makes the runs that the tests of the exercises read
 OMP_NUM_THREADS=1 "$python" -m pytest tests -n 2 --dist loadscope 2>&1 | tee runs/tests.log || status=1
-"$python" -m pytest -o addopts= --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks 2>&1 |
-  tee runs/nbval.log || status=1
 tail -qn 1 runs/tests.log runs/nbval.log  # the two closing lines together
 exit $status
