@@ -18,7 +18,7 @@ def study(tmp_path_factory, tiny_cohort):
     small = dict(frame_px=64, window_px=48, epochs=12, batch_size=4, precision="fp32", rotate_deg=0.0, zoom=0.0, shift=0.0, flip=0.0, gain=0.0,
                  offset=0.0, gamma=0.0, noise=0.0)
     base = get_profile("smoke")
-    profile = replace(base, bootstrap=50, native_px=256, test_share=0.4, **{role: getattr(base, role).with_(**small) for role in ("teacher", "baseline")})
+    profile = replace(base, bootstrap=50, native_px=256, test_share=0.4, teacher=base.teacher.with_(**small), baseline=base.baseline.with_(**small))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

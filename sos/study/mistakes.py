@@ -77,8 +77,9 @@ def augmented(study: Study, run: Run) -> pd.DataFrame:
     loader = ViewLoader(study.store, rows, run.config, training=True, device=study.device)
     loader.generator.manual_seed(run.config.seed)
     draws = [np.mean(_right(net, loader, rows, target)) for _ in range(DRAWS)]
-    return pd.Series({"as they are": 100 * (run.test["decided"] == run.test["stage"]).mean(), "augmented, mean": 100 * np.mean(draws),
-                      "augmented, lowest draw": 100 * min(draws), "augmented, highest draw": 100 * max(draws)}, name="accuracy, %").round(1).to_frame()
+    still = (run.test["decided"] == run.test["stage"]).mean()
+    found = {"as they are": still, "augmented, mean": np.mean(draws), "augmented, lowest draw": min(draws), "augmented, highest draw": max(draws)}
+    return (100 * pd.Series(found, name="accuracy, %")).round(1).to_frame()
 
 
 @torch.no_grad()
