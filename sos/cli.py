@@ -62,6 +62,7 @@ def collect(args) -> int:
     from .cohort.audit import audit as check
     from .cohort.collect import collect as gather
     from .cohort.collect import pairs, value_maps
+    from .cohort.words import spoken
 
     def bar(unit):
         return tqdm(unit=unit, leave=False, disable=not sys.stderr.isatty())
@@ -73,10 +74,10 @@ def collect(args) -> int:
     print("\n".join([*done.mapping, *done.notes]))
     for number, reason in done.rejected[:20]:
         print(f"kept out: row {number}: {reason}")
-    print(f"{done.manifest}: {done.rows} rows, {done.patients} patients" + (f"; {len(done.rejected)} rows kept out, listed in {done.rejects}"
-                                                                          if done.rejected else ""))
+    print(f"{done.manifest}: {spoken(done.rows)}, {done.patients} patients"
+          + (f"; {spoken(len(done.rejected))} kept out, listed in {done.rejects}" if done.rejected else ""))
     if done.without_box:
-        print(f"{done.without_box} rows have no box; it must be drawn before a study can use them")
+        print(f"{spoken(done.without_box)} without a box, which must be drawn before a study can use them")
     with bar("image") as images:
         counts = check(done.manifest, progress=shown_by(images)).counts
     print(f"audit: {counts['images_readable']} of {counts['images']} images readable; {counts['errors']} errors, {counts['warnings']} warnings; "

@@ -15,7 +15,7 @@ from .columns import choose_columns, find_column, identifying
 from .locate import Folder
 from .manifest import REQUIRED
 from .sheet import Sheet, read_sheet
-from .words import BOXES, EMPTY, Reading, Rows, Unmapped, check_values
+from .words import BOXES, EMPTY, Reading, Rows, Unmapped, check_values, spoken
 
 MATCHES = ("name", "dicom-patient-id")
 FORMULA = "=+-@\t\r"  # a spreadsheet program computes what begins with one of these
@@ -92,7 +92,8 @@ def collect(folder, table, out=None, *, columns: dict[str, str] | None = None, v
     chosen, mapping = choose_columns(source, columns or {})
     extra = _extra(source, keep)
     rows = Rows(source, chosen, Reading(scheme, values or {}, months, dates, box))
-    files = Folder(folder, (table, target, key or target), read_patients=match == "dicom-patient-id")
+    rejects = target.with_name(f"{target.stem}.rejected.csv")
+    files = Folder(folder, (table, target, rejects), read_patients=match == "dicom-patient-id")
     rejected: dict[int, str] = {}
     images = _found(source, rows, files, extra, "image" in chosen, match, rejected, progress)
     images = _told_apart(images, rejected)
@@ -105,12 +106,11 @@ def collect(folder, table, out=None, *, columns: dict[str, str] | None = None, v
     names = {patient: f"p{i:04d}" for i, patient in enumerate(dict.fromkeys(image.row["patient_id"] for image in images), 1)}
     if into:
         paths = _copy(images, files, names, Path(into), target)
-    rejects = target.with_name(f"{target.stem}.rejected.csv")
     _write_rejected(rejects, rejected)
     _write_manifest(target, images, paths, names if pseudonyms else {}, keep)
     if key:
         _write_key(Path(key), images, paths, names, pseudonyms, files.root)
-    notes = source.notes + [f"{what}: {count} rows" for what, count in rows.told.items() if count]
+    notes = source.notes + [f"{what}: {spoken(count)}" for what, count in sorted(rows.told.items()) if count]
     notes += _doubts(source, files, chosen, extra, images, pseudonyms, into)
     if key and Path(key).resolve().is_relative_to(target.parent.resolve()):
         notes.append(f"{key} lies in the manifest's folder; keep it elsewhere")
@@ -291,7 +291,7 @@ def _doubts(source: Sheet, files: Folder, chosen: dict, extra: list[int], images
     """What the user should know beyond the rows that were kept out."""
     used = {path for image in images for path in image.files}
     unused = len(files.files) - len(used)
-    notes = [f"left out: columns {', '.join(unread)}; --keep carries them over"] if (unread := [
+    notes = [f"not carried over (--keep does): {', '.join(unread)}"] if (unread := [
         name for i, name in enumerate(source.columns) if name and i not in {*chosen.values(), *extra}]) else []
     notes += [f"{unused} of {len(files.files)} files belong to no row of the manifest"] if unused else []
     notes += [f"{files.linked_out} links to folders or out of the folder were not followed"] if files.linked_out else []

@@ -24,6 +24,11 @@ SLASHED = re.compile(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})(?: .*)?")
 BOXES = ("xyxy", "xywh", "centre")
 
 
+def spoken(rows: int) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{rows} row" + "s" * (rows != 1)
+
+
 class Unmapped(ValueError):
     """Why one row is kept out."""
 
@@ -68,7 +73,7 @@ class Rows:
         scheme = reading.scheme
         if "stage" not in reading.values and scheme.labels[0] > 0 and (zeros := sum(_stage(text) == 0 for text in columns["stage"])):
             example = ",".join(f"{i}={label}" for i, label in enumerate(scheme.labels))
-            raise CohortError(f"{sheet.path}: {zeros} stages are 0, but '{scheme.name}' counts from {scheme.labels[0]}; "
+            raise CohortError(f"{sheet.path}: stage 0 occurs ({spoken(zeros)}), but '{scheme.name}' counts from {scheme.labels[0]}; "
                               f"say what they mean, for instance --values stage:{example}")
         if "sex" not in reading.values and {"h", "m"} <= {plain(text) for text in columns.get("sex", ())}:
             raise CohortError(f"{sheet.path}: sex holds both H and M, which mean different things in different languages; "
