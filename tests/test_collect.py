@@ -110,7 +110,8 @@ def test_loose_files_and_a_german_workbook_give_the_cohort_they_were_made_from(t
         lines.append([row.patient_id, float(row.age_y), {"F": "w", "M": "m"}[row.sex], ["I", "II", "III", "IV", "V"][int(row.stage) - 1], name,
                       *(float(getattr(row, edge)) for edge in BOX)])
     rng.shuffle(lines)
-    workbook(tmp_path / "Patienten.xlsx", ["Kohorte 2024"], ["PatNr", "Alter (Jahre)", "Geschlecht", "Stadium", "Datei", "li", "ob", "re", "un"], *lines)
+    workbook(tmp_path / "Patienten.xlsx", ["Kohorte 2024"],
+             ["PatNr", "Alter (Jahre)", "Geschlecht", "Stadium", "Datei", "li", "ob", "re", "un"], *lines)
     assert cli.main(["collect", str(tmp_path / "loose"), "--table", str(tmp_path / "Patienten.xlsx"), "--columns", "x0=li", "y0=ob", "x1=re",
                      "y1=un"]) == 0
     told = capsys.readouterr().out
@@ -126,7 +127,8 @@ def test_loose_files_and_a_german_workbook_give_the_cohort_they_were_made_from(t
 
 def test_what_cannot_be_mapped_is_kept_out_listed_and_nothing_else_is_lost(scans, tmp_path, capsys):
     table(tmp_path / "t.csv", ["id", "file", "stage", "sex", "age"], ["p1", "a", "2", "F", "9"], ["p2", "b", "unclear", "F", "9"], [],
-          ["p3", "nowhere", "3", "M", "9"], ["p4", "d", "4", "x", "9"], ["", "c", "4", "M", "9"], ["p6", "c.png", "5", "M", "nine"], ["p7", "c", "5", "M", ""])
+          ["p3", "nowhere", "3", "M", "9"], ["p4", "d", "4", "x", "9"], ["", "c", "4", "M", "9"], ["p6", "c.png", "5", "M", "nine"],
+          ["p7", "c", "5", "M", ""])
     assert cli.main(["collect", str(scans), "--table", str(tmp_path / "t.csv")]) == 1
     told = capsys.readouterr().out
     rejected = pd.read_csv(scans / "manifest.rejected.csv")
@@ -142,7 +144,7 @@ def test_what_cannot_be_mapped_is_kept_out_listed_and_nothing_else_is_lost(scans
 
 def test_where_no_row_is_left_the_reasons_are_told_and_no_manifest_is_written(scans, tmp_path):
     sheet = table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "x", "2"], ["p2", "y", "2"], ["p3", "a", "9"])
-    refused("none of its 3 rows", "row 2: no file", "row 4: stage '9'", call=lambda: collect(scans, sheet))
+    refused("none of its 3 rows", "image ← 'file'", "row 2: no file", "row 4: stage '9'", call=lambda: collect(scans, sheet))
     assert not (scans / "manifest.csv").exists()
 
 
@@ -181,7 +183,7 @@ def test_a_workbook_gives_numbers_dates_and_padded_identifiers_as_people_see_the
 
 def test_formulas_give_their_stored_values_and_one_without_is_told(scans, tmp_path):
     path = workbook(tmp_path / "t.xlsx", ["id", "file", "stage", "note"], ["p1", "a", 2, "=cmd|'/c calc'!A1"], ["p2", "b", "=1+2", "n"],
-                    ["p3", "c", "=1+2", "n"], ["p4", "d", "#N/A", "n"])
+                    ["p3", "c", "=1+2", "n"], ["p4", "d", "#N/A", "n"])  # an error is typed as one
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = "xl/worksheets/sheet1.xml"
@@ -193,6 +195,9 @@ def test_formulas_give_their_stored_values_and_one_without_is_told(scans, tmp_pa
     done = collect(scans, path)
     assert manifest(done)["stage"].tolist() == ["2", "3"]
     assert [row for row, _ in done.rejected] == [4, 5]
+    kept = collect(scans, path, keep=("note",), force=True)
+    assert manifest(kept)["note"].tolist() == ["", "n"]
+    assert "the kept column 'note' is empty in 1 row, whose formula has no stored value or an error" in kept.notes
     assert "cell C4) holds a formula without a stored value" in done.rejected[0][1] and "holds an error" in done.rejected[1][1]
 
 
@@ -315,7 +320,8 @@ def test_only_named_columns_are_carried_over_and_nothing_in_them_is_computed(sca
 # ---- words ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "stage"), [("3", "3"), ("3.0", "3"), ("III", "3"), ("iv", "4"), ("Ⅲ", "3"), ("Stage 3", "3"), ("SOS-Stadium V", "5"),
+@pytest.mark.parametrize(("text", "stage"), [("3", "3"), ("3.0", "3"), ("III", "3"), ("iv", "4"), ("Ⅲ", "3"), ("Stage 3", "3"),
+                                             ("SOS-Stadium V", "5"),
                                              ("endocranial", "2"), ("VI", None), ("2.5", None), ("2-3", None), ("0.5", None), ("stage", None)])
 def test_stages_as_people_write_them(scans, tmp_path, text, stage):
     done = collect(scans, table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "a", text], ["p2", "b", "1"]))
@@ -343,7 +349,8 @@ def test_m_for_mujer_is_not_taken_for_male(scans, tmp_path):
     assert manifest(collect(scans, sheet, values={"sex": {"h": "M", "m": "F"}}))["sex"].tolist() == ["F", "M"]
 
 
-@pytest.mark.parametrize(("text", "word"), [("sex:1=X", "sex is one of F, M"), ("stage:a=7", "stage is one of 1, 2, 3, 4, 5"), ("age:1=2", "stage, sex, split"),
+@pytest.mark.parametrize(("text", "word"), [("sex:1=X", "sex is one of F, M"), ("stage:a=7", "stage is one of 1, 2, 3, 4, 5"),
+                                            ("age:1=2", "stage, sex, split"),
                                             ("sex", "COLUMN:OLD=NEW"), ("sex:1=M,1=F", "twice")])
 def test_a_map_of_words_that_leads_nowhere_is_refused(scans, tmp_path, text, word):
     sheet = table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "a", "2"])
@@ -361,6 +368,18 @@ def test_an_age_from_two_dates_and_neither_date_anywhere(scans, tmp_path, capsys
     assert found["age_y"].tolist() == ([age] if age else []) + [""]
     written = "".join(path.read_text() for path in scans.glob("*.csv")) + "".join(capsys.readouterr())
     assert born not in written and seen not in written and "2010" not in written
+
+
+def test_dates_and_names_in_the_wrong_column_are_not_quoted(scans, tmp_path):
+    sheet = table(tmp_path / "t.csv", ["id", "file", "stage", "dob", "who"], ["p1", "a", "2", "2010-03-04", f"{SECRET} of Nowhere"],
+                  ["p2", "b", "2", "", ""])
+    for columns in ({"age_y": "dob"}, {"sex": "who"}, {"stage": "dob"}, {"stage": "who"}, {"x0": "dob", "y0": "dob", "x1": "dob", "y1": "dob"}):
+        try:
+            done = collect(scans, sheet, columns=columns, force=True)
+            told = str(done.rejected) + done.rejects.read_text()
+        except CohortError as error:
+            told = str(error)
+        assert "row 2" in told.replace("(2,", "row 2") and "(not shown)" in told and "2010" not in told and "ROSALIND" not in told
 
 
 def test_dates_that_can_be_read_in_two_orders_are_an_error(scans, tmp_path):
@@ -389,7 +408,8 @@ def test_an_identifier_that_a_spreadsheet_would_compute_is_refused(scans, tmp_pa
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cell", "found"), [("x/one.png", "x/one.png"), ("x/one", "x/one.png"), ("ONE", "x/one.png"), (r"C:\scans\one.png", "x/one.png"),
+@pytest.mark.parametrize(("cell", "found"), [("x/one.png", "x/one.png"), ("x/one", "x/one.png"), ("ONE", "x/one.png"),
+                                             (r"C:\scans\one.png", "x/one.png"),
                                              ("/elsewhere/one.png", "x/one.png"), ("two", None), ("y/two", "y/two.png"), ("1.2.3", "1.2.3"),
                                              ("1.2", None), ("../t.csv", None), ("note.txt", None), ("pipe", None)])
 def test_an_image_is_found_by_what_a_cell_says_of_it(tmp_path, cell, found):
@@ -434,8 +454,8 @@ def test_several_images_of_a_patient_are_several_rows_unless_there_is_one_box(tm
     root = tmp_path / "scans"
     for name in ("p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png", "p3.png"):
         picture(root / name, len(name) * 10 + ord(name[3]))
-    sheet = table(tmp_path / "t.csv", ["id", "stage", *BOX], ["p1", "2", "", "", "", ""], ["p2", "3", "1", "1", "5", "5"], ["p3", "1", "", "", "", ""],
-                  ["p3", "2", "", "", "", ""])
+    sheet = table(tmp_path / "t.csv", ["id", "stage", *BOX], ["p1", "2", "", "", "", ""], ["p2", "3", "1", "1", "5", "5"],
+                  ["p3", "1", "", "", "", ""], ["p3", "2", "", "", "", ""])
     done = collect(root, sheet)
     assert manifest(done)[["patient_id", "image"]].values.tolist() == [["p1", "p1/a.png"], ["p1", "p1/b.png"]]
     assert "2 images were found but the row has one box" in done.rejected[0][1] and "the patient has 2 rows" in done.rejected[1][1]
@@ -445,7 +465,8 @@ def test_one_image_under_two_patients_is_nobodys(scans, tmp_path):
     sheet = table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "a", "2"], ["p2", "a.png", "2"], ["p3", "b", "2"], ["p3", "b", "2"])
     done = collect(scans, sheet)
     assert manifest(done)["patient_id"].tolist() == ["p3"]
-    assert [reason for _, reason in done.rejected] == ["the same image is named for several patients (rows 2, 3)"] * 2 + ["the same image as in row 4"]
+    twice = "the same image is named for several patients (rows 2, 3)"
+    assert [reason for _, reason in done.rejected] == [twice, twice, "the same image as in row 4"]
 
 
 @pytest.fixture
@@ -466,6 +487,7 @@ def test_a_series_in_a_folder_of_its_own_is_that_folder_and_one_among_others_is_
     root, sheet = slices
     done = collect(root, sheet)
     assert manifest(done)[["patient_id", "image"]].values.tolist() == [["p3", "p3"]]
+    assert read_series(root / "p3").values[:, 0, 0].tolist() == [10, 11, 12, 13]  # not the localiser
     assert [row for row, _ in done.rejected] == [2, 3] and all("--into DIR" in reason for _, reason in done.rejected)
 
 
@@ -474,7 +496,7 @@ def test_a_tidy_copy_has_neutral_names_and_each_series_in_a_folder(slices, tmp_p
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     done = collect(root, sheet, into=tmp_path / "tidy", pseudonyms=True, key=tmp_path / "key.csv")
     assert done.manifest == tmp_path / "tidy" / "manifest.csv" and done.rejected == []
-    assert manifest(done)[["patient_id", "image", "stage"]].values.tolist() == [["p0001", "p0001", "2"], ["p0002", "p0002", "3"], ["p0003", "p0003", "4"]]
+    assert manifest(done)[["patient_id", "image", "stage"]].values.tolist() == [[f"p000{p}", f"p000{p}", f"{p + 1}"] for p in (1, 2, 3)]
     names = sorted(path.relative_to(done.manifest.parent).as_posix() for path in (tmp_path / "tidy").rglob("*"))
     assert names == ["manifest.csv", *(f"p000{p}{n}" for p in (1, 2, 3) for n in ("", "/0001.dcm", "/0002.dcm", "/0003.dcm", "/0004.dcm"))]
     volume = read_series(tmp_path / "tidy" / "p0002")
@@ -482,7 +504,8 @@ def test_a_tidy_copy_has_neutral_names_and_each_series_in_a_folder(slices, tmp_p
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     key = pd.read_csv(tmp_path / "key.csv")
     assert stat.S_IMODE((tmp_path / "key.csv").stat().st_mode) == 0o600
-    assert key[key["patient_id"] == "p0002"]["file"].tolist() == [f"p2_{n}.dcm" for n in range(4)] and set(key["patient_id_in_sheet"]) == {"p1", "p2", "p3"}
+    assert key[key["patient_id"] == "p0002"]["file"].tolist() == [f"p2_{n}.dcm" for n in range(4)]
+    assert set(key["patient_id_in_sheet"]) == {"p1", "p2", "p3"}
     refused("so that no key is lost", call=lambda: collect(root, sheet, into=tmp_path / "other", key=tmp_path / "key.csv"))
     refused("not empty", call=lambda: collect(root, sheet, tmp_path / "m.csv", into=tmp_path / "tidy"))
 

@@ -102,7 +102,7 @@ def collect(folder, table, out=None, *, columns: dict[str, str] | None = None, v
     if not images:
         first = {reason: number for number, reason in sorted(rejected.items(), reverse=True)}
         told = "; ".join(f"row {number}: {reason}" for reason, number in sorted(first.items(), key=lambda item: item[1])[:3])
-        raise CohortError(f"{table}: none of its {len(source.rows)} rows can be used. {told}")
+        raise CohortError(f"{table}: none of its {spoken(len(source.rows))} can be used ({', '.join(mapping)}). {told}")
     names = {patient: f"p{i:04d}" for i, patient in enumerate(dict.fromkeys(image.row["patient_id"] for image in images), 1)}
     if into:
         paths = _copy(images, files, names, Path(into), target)
@@ -156,7 +156,7 @@ def _found(source: Sheet, rows: Rows, files: Folder, extra: list[int], by_cell: 
     images, kept = [], dict(source.rows)
     for done, (number, row) in enumerate(read.items(), 1):
         try:
-            groups = _of_cell(files, row["image"]) if by_cell else _of_patient(files, row, owned, doubtful, counts)
+            groups = _of_cell(files, row["image"]) if by_cell else _of_patient(files, row, owned, doubtful, counts, match)
             images += [_Image(number, row, group, [_harmless(kept[number][place]) for place in extra]) for group in groups]
         except Unmapped as reason:
             rejected[number] = str(reason)
@@ -173,15 +173,16 @@ def _of_cell(files: Folder, name: str) -> list[list[Path]]:
     return groups
 
 
-def _of_patient(files: Folder, row: dict, owned: dict, doubtful: set, counts: Counter) -> list[list[Path]]:
+def _of_patient(files: Folder, row: dict, owned: dict, doubtful: set, counts: Counter, match: str) -> list[list[Path]]:
     patient = row["patient_id"]
     if counts[patient] > 1:
         raise Unmapped(f"the patient has {counts[patient]} rows; name the image of each in a column, and map it by --columns image=NAME")
     groups = files.images(owned.get(patient, []))
     if not groups:
         raise Unmapped("the names of its files also hold the identifier of another patient; name its image in a column" if patient in doubtful
-                       else "no image found; neither a folder nor a word of a file's name is the patient_id" if not owned.get(patient)
-                       else "its files are no images")
+                       else "its files are no images" if owned.get(patient)
+                       else "no image found; no header has this patient_id" if match != "name"
+                       else "no image found; neither a folder nor a word of a file's name is the patient_id")
     if len(groups) > 1 and row["x0"]:
         raise Unmapped(f"{len(groups)} images were found but the row has one box; name the image in a column")
     return groups
@@ -296,6 +297,9 @@ def _doubts(source: Sheet, files: Folder, chosen: dict, extra: list[int], images
     notes += [f"{unused} of {len(files.files)} files belong to no row of the manifest"] if unused else []
     notes += [f"{files.linked_out} links to folders or out of the folder were not followed"] if files.linked_out else []
     notes += [f"the kept column '{source.columns[place]}' may identify people" for place in extra if identifying(source.columns[place])]
+    lacking = Counter(column for _, column in source.faults)
+    notes += [f"the kept column '{source.columns[place]}' is empty in {spoken(lacking[place])}, whose formula has no stored value or an error"
+              for place in extra if lacking[place]]
     notes += [f"no {what} in the sheet; the manifest's column is empty"
               for what, target in (("age", "age_y"), ("sex", "sex")) if not {target, "birth_date" if target == "age_y" else target} & set(chosen)]
     notes += ["paths of images still hold the names that the files came with; --into DIR gives neutral ones"] if pseudonyms and not into else []

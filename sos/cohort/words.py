@@ -29,6 +29,11 @@ def spoken(rows: int) -> str:
     return f"{rows} row" + "s" * (rows != 1)
 
 
+def shown(text: str) -> str:
+    """A cell as a message quotes it: a long one may hold a name, and dates are not told."""
+    return "(not shown)" if len(text) > 20 or any(kind.fullmatch(text) for kind in (DATE, DOTTED, SLASHED)) else f"'{text}'"
+
+
 class Unmapped(ValueError):
     """Why one row is kept out."""
 
@@ -107,7 +112,7 @@ class Rows:
             if plain(old) == plain(text) or (_is_number(text) and _is_number(old) and _float(old) == _float(text)):
                 self.told[f"{target}: {old} read as {new or 'unknown'}"] += 1
                 return new
-        raise Unmapped(f"{target} '{text}' is not among the words of --values")
+        raise Unmapped(f"{target} {shown(text)} is not among the words of --values")
 
     def _word(self, target: str, text: str, known: dict[str, str]) -> str:
         if not text:
@@ -120,7 +125,7 @@ class Rows:
                 if text != word:
                     self.told[f"{target}: '{text}' read as {word}"] += 1
                 return word
-        raise Unmapped(f"{target} '{text}' is not understood; say --values {target}:{text}=WORD, with words from {', '.join(known)}")
+        raise Unmapped(f"{target} {shown(text)} is not understood; say --values {target}:OLD=NEW, with NEW from {', '.join(known)}")
 
     def _stage(self, text: str) -> str:
         if not text:
@@ -132,7 +137,7 @@ class Rows:
             stage = next((known.label for known in self.reading.scheme.stages if plain(known.name) == plain(text)), None)
         if stage not in self.reading.scheme.labels:
             known = ", ".join(map(str, self.reading.scheme.labels))
-            raise Unmapped(f"stage '{text}' is not understood; stages are {known}, as numbers or Roman numerals, or say --values stage:…")
+            raise Unmapped(f"stage {shown(text)} is not understood; stages are {known}, as numbers or Roman numerals, or say --values stage:…")
         if text != str(stage):
             self.told[f"stage: '{text}' read as {stage}"] += 1
         return str(stage)
@@ -156,7 +161,7 @@ class Rows:
             self.told["age_y: months read as years"] += 1
             return f"{self._number(found[1], 'age_y') / 12:.2f}"
         if unit and unit not in UNITS:
-            raise Unmapped(f"age_y '{text['age_y']}' is not a number of years")
+            raise Unmapped(f"age_y {shown(text['age_y'])} is not a number of years")
         return f"{self._number(found[1], 'age_y'):.10g}"
 
     def _box(self, text: dict[str, str]) -> dict[str, str]:
@@ -173,7 +178,7 @@ class Rows:
 
     def _number(self, text: str, target: str) -> float:
         if not _is_number(text):
-            raise Unmapped(f"{target} '{text}' is not a number")
+            raise Unmapped(f"{target} {shown(text)} is not a number")
         self.told[f"{target}: a comma read as the decimal point"] += "," in text
         return _float(text)
 
