@@ -154,9 +154,9 @@ def test_where_no_row_is_left_the_reasons_are_told_and_no_manifest_is_written(sc
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 def test_text_in_any_dialect_gives_the_same_rows(tmp_path, mark, encoding):
-    sheet = read_sheet(table(tmp_path / "t.csv", ["Größe, in cm", "Alter"], ["1,5", "12,25"], [], ["ä; ö", "7"], mark=mark, encoding=encoding))
+    sheet = read_sheet(table(tmp_path / "t.csv", ["Größe, in cm", "Alter"], ["1,5", "12,25"], [], ["ä; ö – €", "7"], mark=mark, encoding=encoding))
     assert sheet.columns == ("Größe, in cm", "Alter")
-    assert sheet.rows == [(2, ("1,5", "12,25")), (4, ("ä; ö", "7"))]
+    assert sheet.rows == [(2, ("1,5", "12,25")), (4, ("ä; ö – €", "7"))]
 
 
 def test_decimal_commas_are_read_and_told(scans, tmp_path):
@@ -298,6 +298,13 @@ def test_a_column_that_is_not_clear_is_an_error_that_says_what_there_is(scans, t
     sheet = table(tmp_path / "t.csv", head, ["1"] * len(head))
     refused(*words, call=lambda: collect(scans, sheet, columns=columns))
     assert sorted(path.name for path in scans.iterdir()) == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_a_column_that_was_named_for_one_thing_is_not_found_for_another(tmp_path):
+    picture(tmp_path / "scans" / "p1.png")
+    sheet = table(tmp_path / "t.csv", ["id", "scan"], ["p1", "2"])
+    done = collect(tmp_path / "scans", sheet, columns={"stage": "scan"})
+    assert manifest(done)[["image", "stage"]].values.tolist() == [["p1.png", "2"]]
 
 
 def test_ages_in_months_are_not_taken_for_years_by_the_name_of_their_column(scans, tmp_path):
