@@ -498,6 +498,15 @@ def test_a_series_in_a_folder_of_its_own_is_that_folder_and_one_among_others_is_
     assert [row for row, _ in done.rejected] == [2, 3] and all("--into DIR" in reason for _, reason in done.rejected)
 
 
+def test_a_localiser_counts_only_where_there_is_nothing_else(tmp_path):
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    slice_file(tmp_path / "scans" / "p1" / "a.dcm", "p1 scout", **scout)
+    slice_file(tmp_path / "scans" / "p1" / "b.dcm", "p1")
+    slice_file(tmp_path / "scans" / "p2" / "a.dcm", "p2 scout", **scout)
+    done = collect(tmp_path / "scans", table(tmp_path / "t.csv", ["id", "stage"], ["p1", "2"], ["p2", "3"]))
+    assert manifest(done)["image"].tolist() == ["p1/b.dcm", "p2/a.dcm"]
+
+
 def test_a_tidy_copy_has_neutral_names_and_each_series_in_a_folder(slices, tmp_path):
     root, sheet = slices
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
