@@ -6,8 +6,8 @@
 Every turn (yaw, roll, pitch) and shift (x, y, z) is uniform up to the given size, so harder than the poses of `sos phantom --volumes`. Each
 volume is read as a series folder in a process of its own, so that peak memory is its own; it counts what is resident beyond the
 imported modules, over the size of the voxels as stored (two bytes each). Seconds are of processor time: a busy machine matters less then.
-`--cube 400` draws fields of 400³ voxels. `--stage` lets the released student stage the slice found, the slice in the true plane and the patient's own two-dimensional image.
-`--heads` keeps the volumes, about 150 MB each, for another run.
+`--cube 400` draws fields of 400³ voxels. `--stage` lets the released student stage the slice found, the slice in the true plane and the
+patient's own two-dimensional image. `--heads` keeps the volumes, about 150 MB each, for another run.
 """
 
 import argparse
@@ -106,7 +106,7 @@ STAGER = []
 def examine(index: int, args, folder: Path, heads: Path) -> dict:
     """One patient: draw, write, read, compare; one row of FIELDS."""
     scan = draw_posed(args.seed, index, args.turn, args.shift, args.cube)
-    head = heads / f"{args.seed}-{index:05d}-{args.turn:g}-{args.shift:g}" + (f"-{args.cube}" if args.cube else "")
+    head = heads / f"{args.seed}-{index:05d}-{args.turn:g}-{args.shift:g}-{args.cube or 'field'}"
     if not head.is_dir():
         write_series(head, scan)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
