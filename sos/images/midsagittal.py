@@ -74,7 +74,7 @@ def _refuse_no_head(plane: Plane, base: CranialBase, name: str) -> None:
                          f"head is cut; export both halves, or give a mid-sagittal slice")
     if base.likeness < WARN_BASE <= base.turned:
         raise ImageError(f"{name}: a cranial base is seen only with the header's directions turned round, so its orientation is wrong "
-                         f"or missing; export the series again with it, or give a mid-sagittal slice")
+                         f"or the field of view too small; export the whole series again, or give a mid-sagittal slice")
     if base.likeness < REFUSE_BASE:
         raise ImageError(f"{name}: no cranial base is seen in it (likeness {base.likeness:.2f}), so it is no head, or leaves out the "
                          f"clivus or the brain round it; export a larger field of view, or give a mid-sagittal slice")
@@ -92,7 +92,7 @@ def _doubts(volume: Volume, plane: Plane, base: CranialBase) -> list[str]:
         doubts.append("the head is turned as far as the search for the mid-sagittal plane goes; look at the slice")
     edges = volume.voxel_mm
     if edges.max() > UNEVEN * edges.min():
-        doubts.append(f"voxels of {' × '.join(f'{edge:.2g}' for edge in edges)} mm were interpolated to {edges.min():.2g} mm, so the "
+        doubts.append(f"voxels of {' × '.join(f'{edge:.3g}' for edge in edges)} mm were interpolated to {edges.min():.3g} mm, so the "
                       f"slice is less sharp than its pixels")
     return doubts
 
