@@ -11,7 +11,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from sos.cohort import audit as audit_module
+from sos.cohort import audit_files
 from sos.cohort.audit import audit
 from sos.stages import BASSED5, FRANKLIN4
 
@@ -37,7 +37,7 @@ def write_dicom(path: Path, stored: np.ndarray, **attributes) -> Path:
     data.Rows, data.Columns = stored.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
     data.PixelSpacing, data.ImageOrientationPatient = [0.3, 0.3], [0, 1, 0, 0, 0, -1]
-    data.PatientIdentityRemoved, data.PatientID, data.PatientName = "YES", "p0", "p0"
+    data.PatientIdentityRemoved, data.DeidentificationMethod, data.PatientID, data.PatientName = "YES", "by a test", "p0", "p0"
     data.PatientAge, data.PatientSex = "012Y", "F"
     data.PixelData = stored.tobytes()
     for name, value in attributes.items():
@@ -71,7 +71,7 @@ def test_a_sound_cohort_has_no_finding(tmp_path):
     assert told(report) == [] and report.usable and report.exit_code == 0
     assert report.counts == {"rows": 4, "patients": 4, "images": 4, "images_readable": 4, "errors": 0, "warnings": 0}
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert list(report.to_frame().columns) == ["severity", "row", "patient_id", "file", "what", "advice"]
+    assert list(report.to_frame().columns) == ["severity", "row", "patient_id", "file", "what", "advice", "kind"]
 
 
 CELLS = {  # column, what is written there in row 3 (patient p1), severity, what is told
@@ -175,8 +175,8 @@ def test_files_outside_the_folder_are_not_opened(tmp_path, name, monkeypatch):
     (root / "link.dcm").symlink_to(tmp_path / "outside.dcm")
     rows[1][1] = name
     opened = []
-    real = audit_module.read_image
-    monkeypatch.setattr(audit_module, "read_image", lambda path: opened.append(path.name) or real(path))
+    real = audit_files.read_image
+    monkeypatch.setattr(audit_files, "read_image", lambda path: opened.append(path.name) or real(path))
     assert told(run(root, rows)) == [("error", 3, "unreadable: lies outside the manifest's folder and was not opened")]
     assert sorted(opened) == ["0.dcm", "2.dcm", "3.dcm"]
 
@@ -185,6 +185,7 @@ def test_coarse_small_clipped_and_odd_images_are_told(tmp_path):
     rows = write_cohort(tmp_path, 5)
     write_dicom(tmp_path / "0.dcm", pixels(0), PixelSpacing=[0.7, 0.7])
     Image.fromarray(pixels(1)[:400]).save(tmp_path / "1.dcm", "PNG")
+    rows[1][5:9] = [200, 210, 260, 260]
     saturated = pixels(2)
     saturated[saturated > 1600] = 1600
     write_dicom(tmp_path / "2.dcm", saturated)
@@ -196,7 +197,7 @@ def test_coarse_small_clipped_and_odd_images_are_told(tmp_path):
     black = round(100 * (dark <= np.percentile(dark, 0.5)).mean())
     assert told(run(tmp_path, rows)) == [
         ("warning", 2, "pixels of 0.7 mm are too coarse to see the joint"),
-        ("warning", 3, "520×400 px are few to see the joint in"),
+        ("warning", 3, "60 px across the box are few to see the joint in"),
         ("warning", 4, f"{share} % of the pixels are clipped at the bright end"),
         ("warning", 5, f"{black} % of the pixels are clipped at the dark end"), ("warning", 6, "the modality is MR, not CT")]
 
@@ -238,8 +239,8 @@ def test_every_header_of_a_series_is_looked_at(tmp_path, monkeypatch):
     for i in range(3):
         write_dicom(tmp_path / f"series/{i}", pixels(20 + i), **({"PatientAddress": SECRET} if i == 2 else {}))
     rows[1][1] = "series"
-    real = audit_module.read_image  # three slices are no volume; what the reader cuts out of one is tested with the reader
-    monkeypatch.setattr(audit_module, "read_image", lambda path: real(path / "0" if path.is_dir() else path))
+    real = audit_files.read_image  # three slices are no volume; what the reader cuts out of one is tested with the reader
+    monkeypatch.setattr(audit_files, "read_image", lambda path: real(path / "0" if path.is_dir() else path))
     assert told(run(tmp_path, rows)) == [("warning", 3, "identifying header fields: PatientAddress")]
 
 
