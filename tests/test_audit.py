@@ -8,11 +8,13 @@ import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from sos.cohort import audit_files
 from sos.cohort.audit import audit
+from sos.cohort.audit_headers import DUMMY, REMOVED
 from sos.stages import BASSED5, FRANKLIN4
 
 SIDE = 520
@@ -202,6 +204,20 @@ def test_coarse_small_clipped_and_odd_images_are_told(tmp_path):
         ("warning", 5, f"{black} % of the pixels are clipped at the dark end"), ("warning", 6, "the modality is MR, not CT")]
 
 
+def test_a_small_field_of_fine_pixels_is_no_low_resolution(tmp_path):
+    rows = [row + [""] for row in write_cohort(tmp_path, 3)]
+    for i in range(3):
+        write_dicom(tmp_path / f"{i}.dcm", pixels(i)[60:460, 60:460])
+    Image.fromarray(pixels(1)[60:460, 60:460]).save(tmp_path / "1.dcm", "PNG")  # 90 px across the box are enough
+    Image.fromarray(pixels(2)[60:460, 60:460]).save(tmp_path / "2.dcm", "PNG")
+    rows[2][5:9], rows[2][10] = [200, 210, 240, 250], 0.4  # the manifest knows the spacing
+    assert told(run(tmp_path, rows, HEADER + ",spacing_mm")) == []
+    rows[2][10] = 0.8
+    assert told(run(tmp_path, rows, HEADER + ",spacing_mm")) == [("warning", 4, "pixels of 0.8 mm are too coarse to see the joint")]
+    rows[2][5], rows[2][10] = "", ""
+    assert ("warning", 4, "400×400 px are few to see the joint in") in told(run(tmp_path, rows, HEADER + ",spacing_mm"))
+
+
 def test_the_spacing_column_is_compared_with_the_file(tmp_path):
     rows = [row + [spacing] for row, spacing in zip(write_cohort(tmp_path), (0.3, 0.31, 0.4, ""), strict=True)]
     assert told(run(tmp_path, rows, HEADER + ",spacing_mm")) == [("warning", 4, "spacing_mm says 0.4, the file 0.3")]
@@ -231,6 +247,27 @@ def test_identifying_fields_are_named_and_never_quoted(tmp_path):
         ("warning", 5, "identifying header fields: private elements"), ("warning", 5, unmarked)]
     for text in (report.to_json(), report.to_frame().to_csv()):
         assert "ROSALIND" not in text and "1999" not in text
+
+
+def test_the_header_must_say_that_and_how_it_was_de_identified(tmp_path):
+    rows = write_cohort(tmp_path, 4)
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Application Confidentiality Profile"
+    write_dicom(tmp_path / "0.dcm", pixels(0), DeidentificationMethod="")
+    write_dicom(tmp_path / "1.dcm", pixels(1), DeidentificationMethod="", DeidentificationMethodCodeSequence=[code])
+    write_dicom(tmp_path / "2.dcm", pixels(2), PatientIdentityRemoved="", PatientID="", PatientName="", DeidentificationMethod=SECRET)
+    write_dicom(tmp_path / "3.dcm", pixels(3), PatientIdentityRemoved="NO", PatientID="", PatientName="", DeidentificationMethod="")
+    report = run(tmp_path, rows)
+    assert told(report) == [("warning", 2, "the header says that it was de-identified, and not how"),
+                            ("warning", 4, "the header does not say that it was de-identified"),
+                            ("warning", 5, "the header does not say that it was de-identified")]
+    assert [finding.advice.endswith("beside the method that it names") for finding in report.findings] == [False, True, False]
+    assert "ROSALIND" not in report.to_json()
+
+
+def test_every_listed_header_field_is_one_of_the_standard():
+    assert all(tag_for_keyword(name) for name in REMOVED + DUMMY if not name.startswith("Overlay"))
+    assert len(set(REMOVED + DUMMY)) == len(REMOVED + DUMMY)
 
 
 def test_every_header_of_a_series_is_looked_at(tmp_path, monkeypatch):

@@ -103,9 +103,9 @@ def _picture(report: AuditReport, row, name: str) -> str:
     if row == "" or file is None:
         return ""
     if file.small is None:
-        return "<i>no image</i>"
+        return '<span class="none">no image</span>'
     if file.header is not None and file.header.burned_in and not file.text:
-        return "<i>not shown: its header says that it holds text</i>"
+        return '<span class="none">not shown: its header says that it holds text</span>'
     box = [number(report.table.at[row, column]) for column in BOX]
     small = thumbnail(file, None if None in box else box)
     out = io.BytesIO()

@@ -7,7 +7,6 @@ import pandas as pd
 
 from .audit_files import FileFacts
 
-SEVERITIES = ("error", "warning")
 SHOWN = 10  # lines of one kind in the text, unless all are asked for
 
 
@@ -77,15 +76,15 @@ class AuditReport:
                 + ("" if self.usable else "; this cohort cannot be used"))
 
     def to_text(self, everything: bool = False) -> str:
-        """The summary; how often each kind was found; then each finding with what to do, the same words once with all their rows. Of one
-        kind at most SHOWN lines unless `everything`."""
+        """The summary; how often each kind was found; then what was found and what to do, the same words once with all their rows, and of
+        one kind at most SHOWN lines. With `everything` one line a finding, with its file."""
         lines, frame = [self.summary()], self.to_frame()
         for kind in self.kinds():
             lines.append(f"{kind['count']:6d}  {kind['severity']}: {kind['kind']}")
         for kind in self.kinds():
             of_kind = frame[(frame["severity"] == kind["severity"]) & (frame["kind"] == kind["kind"])]
-            told = [self._line(kind["severity"], what, advice, group)
-                    for (what, advice), group in of_kind.groupby(["what", "advice"], sort=False)]
+            told = [self._line(kind["severity"], group)
+                    for _, group in of_kind.groupby(of_kind.index if everything else ["what", "advice"], sort=False)]
             left = 0 if everything else len(told) - SHOWN
             lines += ["", *(told[:SHOWN] if left > 0 else told)]
             if left > 0:
@@ -93,10 +92,10 @@ class AuditReport:
         return "\n".join(lines)
 
     @staticmethod
-    def _line(severity: str, what: str, advice: str, group: pd.DataFrame) -> str:
-        rows = group["row"].dropna().astype(int).tolist()
-        place = f"row {rows[0]}, " if len(rows) == 1 else f"rows {row_list(rows)}" if rows else ""
-        return f"{severity}: {place}{'' if len(rows) > 1 else group['file'].iloc[0]}: {what}; {advice}"
+    def _line(severity: str, group: pd.DataFrame) -> str:
+        first, rows = group.iloc[0], group["row"].dropna().astype(int).tolist()
+        place = f"rows {row_list(rows)}" if len(rows) > 1 else f"row {rows[0]}, {first['file']}" if rows else first["file"]
+        return f"{severity}: {place}: {first['what']}; {first['advice']}"
 
 
 def row_list(rows: list[int]) -> str:

@@ -23,13 +23,14 @@ table { border-collapse: collapse; width: 100%; }
 table.kinds { width: auto; min-width: 24rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 th { color: var(--faint); font-weight: 600; font-size: .85rem; border-bottom-width: 2px; }
+.group table { table-layout: fixed; }
 .group th:nth-child(1) { width: 3.5rem; } .group th:nth-child(2) { width: 16%; } .group th:nth-child(3) { width: 18%; }
 .group th:nth-child(6) { width: 180px; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .badge { font-size: .85rem; font-weight: 600; white-space: nowrap; }
 .badge.error { color: var(--error); } .badge.warning { color: var(--warning); }
 td img { display: block; max-width: 160px; height: auto; background: #000; }
-td i, .rest, footer { color: var(--faint); }
+.none, .rest, footer { color: var(--faint); }
 .rest { margin: .2rem .6rem; }
 footer { margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--line); font-size: .85rem; }
 body:has(#errors:not(:checked)) main .error, body:has(#warnings:not(:checked)) main .warning { display: none; }

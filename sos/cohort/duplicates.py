@@ -169,7 +169,7 @@ def _aligned(a: np.ndarray, b: np.ndarray, turn: np.ndarray, shift: np.ndarray, 
         if seen.mean() < OVERLAP:
             return None
         curvature = slope[seen].T @ slope[seen]
-        curvature += 1e-3 * np.trace(curvature) / 6 * np.eye(6)
+        curvature += (1e-3 * np.trace(curvature) / 6 + 1e-6) * np.eye(6)  # solvable also where a picture is blank
         step = np.linalg.solve(curvature, slope[seen].T @ (laid - a).ravel()[seen])
         inverse = np.linalg.inv(np.eye(2) + step[:4].reshape(2, 2) / reach)
         moved = step[4:] - step[:4].reshape(2, 2) @ centre / reach
