@@ -72,7 +72,7 @@ def _letters(pixels: np.ndarray, level: float, most_around: float) -> list[_Lett
         if w > 2.5 * h:
             begins = np.diff(np.pad(inside, ((0, 0), (1, 0))).astype(np.int8), axis=1) > 0
             strokes = int(np.median(begins.sum(1)[3:-3]) / 2)
-            if strokes < 0.5 * w / h:
+            if strokes < 0.5 * w / h or area > 0.75 * h * w:  # a block of noise has holes, too
                 continue
         found.append(_Letter(columns.start, rows.start, columns.stop, rows.stop, value, value - outside, strokes))
     return found
@@ -111,7 +111,7 @@ def _place(line: list[_Letter]) -> Place | None:
     on_line = (np.abs(bottoms - np.median(bottoms)) <= max(1.0, 0.12 * height)).mean()
     x0, y0, x1, y1 = (f(letter[k] for letter in line) for k, f in enumerate((min, min, max, max)))
     bars = sum(letter.x1 - letter.x0 <= 0.35 * letter.height for letter in line)  # as the marks of a ruler
-    if letters < 3 or on_line < 0.6 or x1 - x0 < 1.2 * height or bars > 0.7 * len(line):
+    if len(line) < 2 or letters < 3 or on_line < 0.6 or x1 - x0 < 1.2 * height or bars > 0.7 * len(line):
         return None
     sure = min(letter.contrast for letter in line) >= SURE_CONTRAST and np.ptp([letter.value for letter in line]) <= SURE_SPREAD
     return (x0, y0, x1, y1) if letters > 3 or sure else None
