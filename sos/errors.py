@@ -21,5 +21,9 @@ class RunError(SOSError):
     """A saved run is missing, incomplete or does not fit what is asked of it."""
 
 
+class LessonError(SOSError):
+    """The source of a notebook's exercises lacks something."""
+
+
 class OutOfTime(SOSError):
     """The time given by `--stop-after` is used up; everything done so far is saved and the next call goes on from there."""

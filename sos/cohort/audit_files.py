@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ImageError
+from ..files import leads_out
 from ..images.reader import read_image
 from .audit_headers import HeaderFacts, inspect_headers
 from .audit_text import Place, suspected_text
@@ -49,13 +50,9 @@ def inspect_all(root: Path, images: pd.Series, workers: int | None, progress) ->
 
 
 def inspect(root: Path, name: str) -> FileFacts:
-    """The facts of the image `name`; a file outside of `root` is not opened, and what is wrong with a file is a fact, no exception."""
+    """The facts of the image `name`; a file that leads out of `root` is not opened, and what is wrong with a file is a fact, no exception."""
     path = root / name
-    try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError):  # a loop of links, a NUL in the name
-        return FileFacts(error="not a possible path")
-    if not inside:
+    if leads_out(path, root):
         return FileFacts(error="lies outside the manifest's folder and was not opened")
     try:
         image = read_image(path)

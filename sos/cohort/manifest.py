@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CohortError
+from ..files import ALLOW_OUTSIDE, leads_out
 from ..stages import BASSED5, StagingScheme
 
 REQUIRED = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split")
@@ -60,7 +61,8 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
     """Read and check a manifest.
 
     An empty `split` column is filled by patient, stratified by stage, with `seed`; a filled one is kept. Raises CohortError for a missing
-    file or column, an image that is not there, a box without extent, a stage outside the scheme, a patient in two splits.
+    file or column, an image that is not there, a box without extent, a stage outside the scheme, a patient in two splits; and, unless the
+    environment variable SOS_ALLOW_OUTSIDE is 1, for an image that leads out of the manifest's folder by `..`, as an absolute path or by a link.
     """
     path = Path(path)
     try:
@@ -95,6 +97,9 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
     if len(bad_box):
         raise CohortError(f"{path}, row {bad_box[0] + 2}: the box has no extent; x1 must exceed x0 and y1 exceed y0, in pixels of the image")
     for row, name in enumerate(table["image"]):
+        if leads_out(path.parent / name, path.parent):
+            raise CohortError(f"{path}, row {row + 2}: image {name} leads out of the manifest's folder; move it there, or set the environment "
+                              f"variable {ALLOW_OUTSIDE}=1 where you trust this manifest")
         if not (path.parent / name).exists():
             raise CohortError(f"{path}, row {row + 2}: image {name} is not there; paths are relative to the manifest")
     return Cohort(_with_split(table, path, valid_share, test_share, seed), path.parent, scheme, path)

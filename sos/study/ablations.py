@@ -7,13 +7,13 @@ from ..cohort.views import training_rows
 from ..choices import CHOICES, GROUPS, Ablation, Group
 from ..config import MODELS, Profile, RunConfig
 from .grid import has_cohort
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, Results, Table, closed, holm, p_value, rows, spread, summarise,
-                      verdict, who, written)
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, closed, columns, holm, p_value,
+                      rows, spread, summarise, summary_in, verdict, who, written)
 from .runs import Run
 from .training import CLIP, WARM_UP
 
 FULL = "L_cls + L_dist + L_attn"  # the row of the terms that is the whole method
-TESTED = ("accuracy", "pointing")  # compared with the reference
+COMPARED = ("accuracy", "pointing")  # compared with the reference
 
 
 def design(profile: Profile) -> Table:
@@ -45,20 +45,17 @@ def ablation(results: Results, name: str = "terms") -> Table:
         if name == "label_share" and has_cohort(results.study):
             known["training_patients"] = _training_patients(results, varied.rows[row])
         for metric in ("accuracy", "kappa", "pointing", "energy"):
-            summary = results.summary(runs, metric) if runs and _has(config, metric) else {}
-            known |= {f"{metric}_{key}": summary.get(key, np.nan) for key in ("value", "low", "high", "sd")}
-        for metric in TESTED:
+            known |= columns(metric, results.summary(runs, metric) if runs and _has(config, metric) else {})
+        for metric in COMPARED:
             tested = row != reference and _has(config, metric)
             change = results.contrast(metric, np.subtract, runs, groups[reference]) if tested else {}
-            known |= {f"{metric}_difference_{key}": change.get(key, np.nan) for key in ("value", "low", "high", "p")}
+            known |= columns(f"{metric}_difference", change, TESTED)
         if "baseline" in group.roles:
-            gap = _gap(results, varied, row) if config.role == "student" else {}
-            known |= {f"gap_{key}": gap.get(key, np.nan) for key in ("value", "low", "high", "sd")}
+            known |= columns("gap", _gap(results, varied, row) if config.role == "student" else {})
         numbers.append(known)
     data = pd.DataFrame(numbers)
-    for metric in TESTED:
-        tested = data[f"{metric}_difference_p"].dropna()
-        data[f"{metric}_difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    for metric in COMPARED:
+        adjust(data, f"{metric}_difference")
     shown = pd.DataFrame([_shown(row, name, results.profile.student) for row in data.to_dict("records")])
     return Table(called, title, data, shown, _notes(results, name, data))
 
@@ -93,8 +90,7 @@ def _shown(row: dict, name: str, student: RunConfig) -> dict:
     other = "the full method" if full else "the reference"
 
     def text(metric):
-        known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
-        return written(known if row["seeds"] else {}, metric)
+        return written(summary_in(row, metric) if row["seeds"] else {}, metric)
 
     def against(metric):
         return "reference" if reference else verdict(row[f"{metric}_difference_value"], row[f"{metric}_difference_p_holm"])
@@ -107,8 +103,7 @@ def _shown(row: dict, name: str, student: RunConfig) -> dict:
     looked = row["role"] != "teacher"
     told |= {METRIC_NAMES["pointing"]: text("pointing") if looked else "", f"pointing against {other}": against("pointing") if looked else ""}
     if "gap_value" in row:
-        gap = {key: row[f"gap_{key}"] for key in ("value", "low", "high", "sd")}
-        no_gap = "no gap" if row["seeds"] and row["role"] == "student" else NOT_YET
+        gap, no_gap = summary_in(row, "gap"), "no gap" if row["seeds"] else NOT_YET
         told["gap closed"] = "" if row["role"] != "student" else written(gap, "gap") if np.isfinite(gap["value"]) else no_gap
     return told
 
@@ -136,7 +131,7 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
 def ablation_findings(table: Table) -> list[str]:
     """Which rows of an ablation differ from their reference and which do not, a sentence for each metric and kind."""
     said, other = [], "the full method" if table.name == "ablation" else "the reference"
-    for metric in TESTED if "role" in table.data else ():
+    for metric in COMPARED if "role" in table.data else ():
         tested = table.data[table.data[f"{metric}_difference_p_holm"].notna()]
         sure, better = tested[f"{metric}_difference_p_holm"] < SIGNIFICANT, tested[f"{metric}_difference_value"] > 0
         kinds = {"significantly lower than": tested[sure & ~better], "significantly higher than": tested[sure & better],
@@ -191,21 +186,19 @@ def networks(results: Results) -> Table:
         config = configs[name][0]
         row = {"network": name, "role": config.role, "reference": main[config.role], "seeds": len(runs)}
         for metric in ("accuracy", "kappa", "pointing"):
-            known = results.summary(runs, metric) if runs and _has(config, metric) else {}
-            row |= {f"{metric}_{key}": known.get(key, np.nan) for key in ("value", "low", "high", "sd")}
+            row |= columns(metric, results.summary(runs, metric) if runs and _has(config, metric) else {})
         change = results.contrast("accuracy", np.subtract, runs, groups[row["reference"]]) if name != row["reference"] else {}
-        numbers.append(row | {f"difference_{key}": change.get(key, np.nan) for key in ("value", "low", "high", "p")})
+        numbers.append(row | columns("difference", change, TESTED))
     data = pd.DataFrame(numbers)
-    tested = data["difference_p"].dropna()
-    data["difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    tests = adjust(data, "difference")
     shown = []
     for row in data.to_dict("records"):
-        told = {metric: written({key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")} if row["seeds"] else {}, metric)
-                for metric in ("accuracy", "kappa", "pointing") if _has(configs[row["network"]][0], metric)}
+        told = {metric: written(summary_in(row, metric) if row["seeds"] else {}, metric) for metric in ("accuracy", "kappa", "pointing")
+                if _has(configs[row["network"]][0], metric)}
         against = "reference" if row["network"] == row["reference"] else verdict(row["difference_value"], row["difference_p_holm"])
         shown.append({"network": row["network"], METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
                       METRIC_NAMES["kappa"]: told["kappa"], METRIC_NAMES["pointing"]: told.get("pointing", "")})
-    notes = (who(results), f"Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for {len(tested)} comparisons.")
+    notes = (who(results), f"Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for {tests} comparisons.")
     return Table("networks", title, data, pd.DataFrame(shown), notes)
 
 

@@ -159,6 +159,26 @@ def holm(p: list[float]) -> list[float]:
     return adjusted.tolist()
 
 
+SUMMARY, TESTED = ("value", "low", "high", "sd"), ("value", "low", "high", "p")
+
+
+def columns(name: str, known: dict, keys: tuple[str, ...] = SUMMARY) -> dict[str, float]:
+    """`keys` of a summary as columns of a table of numbers, `<name>_<key>`; nan where there is none."""
+    return {f"{name}_{key}": known.get(key, np.nan) for key in keys}
+
+
+def summary_in(row: dict, name: str, keys: tuple[str, ...] = SUMMARY) -> dict:
+    """The summary that `columns` laid flat in a row."""
+    return {key: row[f"{name}_{key}"] for key in keys}
+
+
+def adjust(data: pd.DataFrame, name: str) -> int:
+    """Add the column `<name>_p_holm` to `data`: `<name>_p` where there is one, adjusted by Holm's method. Returns how many were tested."""
+    tested = data[f"{name}_p"].dropna()
+    data[f"{name}_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    return len(tested)
+
+
 def closed(student: np.ndarray, baseline: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """Gap closed, (student - baseline) / (teacher - baseline); nan where the teacher is not better than the baseline."""
     gap = teacher - baseline

@@ -20,8 +20,8 @@ from .ablations import ablation, choices, effects, networks, seeds
 from .describe import ceiling
 from .grid import has_cohort
 from .latency import read_latency
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, STAGING, STUDENTS, TRUST, Results, Table, closed, holm, over_seeds,
-                      p_value, p_written, sample, shared_seeds, spread, summarise, verdict, written)
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, STAGING, STUDENTS, TESTED, TRUST, Results, Table, adjust, closed,
+                      columns, holm, over_seeds, p_value, p_written, sample, shared_seeds, spread, summarise, summary_in, verdict, written)
 from .results import rows as _rows
 from .results import who as _who
 from .runs import Run, training_code
@@ -106,20 +106,18 @@ def competitors(results: Results) -> Table:
             known["gap"] = gap = results.contrast("accuracy", closed, runs, groups[PLAIN], groups[CROP_TEACHER])
             gap.pop("p", None)  # see comparisons
             gaps[name] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
-        row |= {f"{metric}_{key}": known.get(metric, {}).get(key, np.nan) for metric in ("accuracy", "kappa", "gap", "pointing", "missed")
-                for key in ("value", "low", "high", "sd")}
-        against = {} if row["reference"] else results.contrast("accuracy", np.subtract, runs, student)
-        row |= {f"difference_{key}": against.get(key, np.nan) for key in ("value", "low", "high", "p")}
+        for metric in ("accuracy", "kappa", "gap", "pointing", "missed"):
+            row |= columns(metric, known.get(metric, {}))
+        row |= columns("difference", {} if row["reference"] else results.contrast("accuracy", np.subtract, runs, student), TESTED)
         timed = next((times.loc[run.name] for run in runs.values() if run.name in times.index), {})
         numbers.append(row | {key: timed.get(key, np.nan) for key in ("median_ms", "low_ms", "high_ms")})
     data = pd.DataFrame(numbers)
-    tested = data["difference_p"].dropna()
-    data["difference_p_holm"] = pd.Series(holm(tested.tolist()), index=tested.index, dtype=float)
+    tests = adjust(data, "difference")
     shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]], len(results.profile.seeds)) for row in data.to_dict("records")])
     notes = (_who(results) + " Gap closed: in accuracy. Pointing game: of a network its Grad-CAM's peak, of a detector the centre of the found "
              "box, inside the expert's.",
              f"Missed: no box with a score above {results.profile.detector.min_score:g}; the image stays in, as a wrong answer.",
-             f"Differences are to the {TWICE}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the {len(tested)} "
+             f"Differences are to the {TWICE}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the {tests} "
              f"comparisons; not significant where p is not below {SIGNIFICANT}.", _latency_note(times))
     return Table("competitors", "Ways from an image to a stage", data, shown, notes)
 
@@ -130,8 +128,7 @@ def _has(results: Results, runs: dict[int, Run], metric: str) -> bool:
 
 def _competitor_row(row: dict, gap: str, seeds: int) -> dict:
     def text(metric):
-        known = {key: row[f"{metric}_{key}"] for key in ("value", "low", "high", "sd")}
-        return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(known, metric)
+        return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(summary_in(row, metric), metric)
 
     took = "{median_ms:.1f} ({low_ms:.1f} to {high_ms:.1f})".format(**row) if np.isfinite(row["median_ms"]) else NOT_YET
     person = " and a person" if row["person"] and took != NOT_YET else ""
