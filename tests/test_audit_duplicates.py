@@ -96,9 +96,11 @@ def test_the_audit_names_both_rows_once(people, tmp_path):
     for i in range(3):
         bytes8(people[i]).save(tmp_path / f"{i}.png")
     EXPORTS["cut"](people[1]).save(tmp_path / "again.png")
-    rows = [f"p{i},{i}.png,2,11,F,200,200,300,300," for i in range(3)] + ["q,again.png,2,11,F,200,200,300,300,", "r,again.png,2,11,F,200,200,300,300,"]
+    rows = [f"p{i},{i}.png,2,11,F,200,200,300,300," for i in range(3)]
+    rows += ["q,again.png,2,11,F,200,200,300,300,", "r,again.png,2,11,F,200,200,300,300,"]
     (tmp_path / "m.csv").write_text("\n".join(["patient_id,image,stage,age_y,sex,x0,y0,x1,y1,split", *rows]))
     report = audit(tmp_path / "m.csv", workers=1)
     near = [(finding.row, finding.what) for finding in report.findings if finding.kind.startswith("nearly")]
-    assert near == [(3, "nearly the same picture as in rows 5–6, of another patient"), (5, "nearly the same picture as in row 3, of another patient"),
+    assert near == [(3, "nearly the same picture as in rows 5–6, of another patient"),
+                    (5, "nearly the same picture as in row 3, of another patient"),
                     (6, "nearly the same picture as in row 3, of another patient")]

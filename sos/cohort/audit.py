@@ -96,7 +96,8 @@ def _check_across(table: pd.DataFrame, files: dict[str, FileFacts], findings: li
     for _, rows in table[table["patient_id"] != ""].groupby("patient_id"):
         splits = sorted(set(rows["split"]) - {""})
         if len(splits) > 1:
-            tell("patient in two splits", "error", rows.index, f"the patient is in {' and '.join(splits)}", "keep all images of a patient in one split")
+            tell("patient in two splits", "error", rows.index, f"the patient is in {' and '.join(splits)}",
+                 "keep all images of a patient in one split")
         if len(set(rows["sex"]) & {"F", "M"}) > 1:
             tell("patient of two sexes", "warning", rows.index, "the patient has two sexes", "check the sex and the identifier")
     empty = table.index[table["split"] == ""]
@@ -114,7 +115,8 @@ def _check_across(table: pd.DataFrame, files: dict[str, FileFacts], findings: li
             tell("same pixels, several patients", "error", rows, f"the same pixels under several patients (rows {listed})",
                  "find out whose image it is and take the others out")
         else:
-            tell("same pixels, one patient", "warning", rows[1:], f"the same pixels as in row {rows[0]}", "take the row out; it counts this patient twice")
+            tell("same pixels, one patient", "warning", rows[1:], f"the same pixels as in row {rows[0]}",
+                 "take the row out; it counts this patient twice")
 
 
 def _check_near(table: pd.DataFrame, files: dict[str, FileFacts], findings: list[Finding], workers: int | None) -> None:
