@@ -16,7 +16,7 @@ import pandas as pd
 from ..errors import CohortError
 from ..stages import StagingScheme
 
-REVIEWS = "reviews.csv"  # its name beside a manifest
+REVIEWS, SUSPECTS = "reviews.csv", "suspects.csv"  # their names beside a manifest; the second says what to look at first
 BOX = ["x0", "y0", "x1", "y1"]  # a manifest's columns of the expert's box
 COLUMNS = ("when", "who", "patient_id", "field", "value", "note", "image")
 FIELDS = ("box", "stage", "reading", "dispute", "exclude", "note")
