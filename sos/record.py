@@ -45,7 +45,8 @@ def spoken_reviews(path: Path) -> list[list[str]]:
     from .cohort.reviews import read_reviews
 
     reviews = read_reviews(path).query("field in ['box', 'stage', 'reading', 'exclude']")
-    return reviews.drop_duplicates(["who", "patient_id", "image", "field"], keep="last")[["who", "patient_id", "image", "field", "value"]].values.tolist()
+    key = ["who", "patient_id", "image", "field"]
+    return reviews.drop_duplicates(key, keep="last")[[*key, "value"]].values.tolist()
 
 
 def stamp(path: Path) -> dict:

@@ -1,8 +1,9 @@
-"""A real JupyterLab in a real Chromium for tests of the panels: `from browser import chromium, jupyter, lab  # noqa: F401`, then
+"""A real JupyterLab in a real Chromium for tests of the panels. With the fixture `lab`, which conftest hands to all tests,
 
     page = lab("from sos.panels.review import review\\nreview('manifest.csv', who='AB')", folder)
 
-opens a notebook with that one cell in `folder`, runs it, and returns the page (playwright's). A selector is waited for, never a time.
+opens a notebook with that one cell in a copy of `folder`, runs it, and returns the page (playwright's), whose `folder` is that copy. A selector is
+waited for, never a time. Server and browser are started once for all tests of a process.
 """
 
 import json
@@ -16,7 +17,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,12 +63,12 @@ def jupyter(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.open_browser": False, "ServerApp.root_dir": root, "ServerApp.allow_root": True,
-                "IdentityProvider.token": token, "LabApp.news_url": None, "LabApp.extension_manager": "readonly",
+    settings = {"ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.open_browser": False, "ServerApp.root_dir": root,
+                "ServerApp.allow_root": True, "IdentityProvider.token": token, "LabApp.news_url": None, "LabApp.extension_manager": "readonly",
                 "LabApp.check_for_updates_class": "jupyterlab.handlers.announcements.NeverCheckForUpdate"}
-    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(runtime),
-                                "JUPYTERLAB_SETTINGS_DIR": str(home / "lab"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-                                "IPYTHONDIR": str(home / "ipython"), "MPLCONFIGDIR": str(home / "mpl"), "JUPYTER_PREFER_ENV_PATH": "1",
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
+                                "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab"),
+                                "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "IPYTHONDIR": str(home / "ipython"), "MPLCONFIGDIR": str(home / "mpl"), "JUPYTER_PREFER_ENV_PATH": "1",
                                 "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with open(home / "log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in settings.items())], cwd=root,
@@ -103,6 +103,7 @@ def lab(chromium, jupyter):
     """A function that runs a cell in a notebook and returns the page; `folder`, where the cell runs, is copied into the server's root."""
     address, token, root = jupyter
     contexts = []
+    import nbformat
 
     def run(cell: str, folder: Path):
         here = Path(shutil.copytree(folder, root / f"{folder.name}-{secrets.token_hex(3)}"))

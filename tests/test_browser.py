@@ -1,13 +1,12 @@
 """The panels where people use them: in JupyterLab, in Chromium, with mouse and keys."""
 
 import csv
-import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from browser import chromium, find_browser, jupyter, lab  # noqa: F401
+from browser import find_browser
 
 from sos.cohort.manifest import read_manifest
 from sos.cohort.reviews import add_review
@@ -43,7 +42,7 @@ def button(page, name: str):
     return page.locator(".sos-tool button").get_by_text(name, exact=True)
 
 
-def test_a_box_a_stage_and_a_note_are_given_in_jupyterlab(lab, cohort):  # noqa: F811
+def test_a_box_a_stage_and_a_note_are_given_in_jupyterlab(lab, cohort):
     table = pd.read_csv(cohort / "manifest.csv", dtype={"patient_id": str})
     first, second = table["patient_id"][:2]
     given = next(stage for stage in BASSED5.stages[::-1] if stage.label != table["stage"][0])
@@ -68,8 +67,6 @@ def test_a_box_a_stage_and_a_note_are_given_in_jupyterlab(lab, cohort):  # noqa:
     page.locator(".sos-tool", has_text=given.criterion).wait_for()
     drawn = picture(canvas)
     assert drawn != untouched
-    if os.environ.get("SOS_SCREENSHOT"):
-        page.locator(".sos-tool").screenshot(path=os.environ["SOS_SCREENSHOT"])
     assert not (folder / "reviews.csv").exists()
 
     button(page, "Next").click()
@@ -95,10 +92,11 @@ def test_a_box_a_stage_and_a_note_are_given_in_jupyterlab(lab, cohort):  # noqa:
     page.locator(".sos-history", has_text="no scar <i>left</i>").wait_for()
     assert page.locator(".widget-toggle-buttons button.mod-active").inner_text() == "5"
     corrected = read_manifest(folder / "manifest.csv").table
-    assert corrected["stage"][:2].tolist() == [given.label, 5] and corrected.loc[0, ["x0", "y0", "x1", "y1"]].tolist() == [float(v) for v in box["value"].split()]
+    assert corrected["stage"][:2].tolist() == [given.label, 5]
+    assert corrected.loc[0, ["x0", "y0", "x1", "y1"]].tolist() == [float(edge) for edge in box["value"].split()]
 
 
-def test_window_and_magnifier_change_the_picture_and_write_nothing(lab, cohort):  # noqa: F811
+def test_window_and_magnifier_change_the_picture_and_write_nothing(lab, cohort):
     page = lab(CELL, cohort)
     canvas = page.locator(".sos-canvas canvas[data-shown]")
     canvas.wait_for()

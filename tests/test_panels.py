@@ -23,8 +23,8 @@ def manifest(tmp_path):
     """Six images of five patients (e has two), 80 pixels wide and 60 high; b has no box, c no stage."""
     for i in range(6):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (60, 80), np.uint8)).save(tmp_path / f"{i}.png")
-    table = pd.DataFrame({"patient_id": [*"abcde", "e"], "image": [f"{i}.png" for i in range(6)], "stage": [1, 2, np.nan, 4, 5, 5], "age_y": 9.0, "sex": "F",
-                          "x0": 10.0, "y0": 20.0, "x1": 50.0, "y1": 45.0, "split": ""})
+    table = pd.DataFrame({"patient_id": [*"abcde", "e"], "image": [f"{i}.png" for i in range(6)], "stage": [1, 2, np.nan, 4, 5, 5], "age_y": 9.0,
+                          "sex": "F", "x0": 10.0, "y0": 20.0, "x1": 50.0, "y1": 45.0, "split": ""})
     table.loc[1, BOX] = np.nan
     table.to_csv(tmp_path / "manifest.csv", index=False)
     return tmp_path / "manifest.csv"

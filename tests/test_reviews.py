@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sos.cohort.reviews import COLUMNS, add_review, apply_reviews, read_reviews
 from sos.errors import CohortError
+from sos.record import manifest_fingerprint
 from sos.stages import BASSED5, FRANKLIN4
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -200,6 +201,22 @@ def test_a_file_without_the_column_of_images_is_read_and_gone_on_with(tmp_path):
     path.write_text("when,who,patient_id,field,value,note\n2025-03-01T12:00:00+00:00,AB,a,stage,3,\n")
     add_review(path, "CD", "d", "stage", 1, image="5")
     assert apply_reviews(table(), read_reviews(path), BASSED5)[0]["stage"].tolist() == [3, 2, 3, 4, 1]
+
+
+def test_the_road_sees_readings_and_corrections_but_no_notes(tmp_path):
+    (tmp_path / "m.csv").write_text("patient_id,image\na,1.png\n")
+    prints = [manifest_fingerprint(tmp_path / "m.csv")]
+    for who, field, value in (("AB", "stage", 2), ("CD", "stage", 3), ("AB", "stage", 2), ("AB", "reading", 2), ("AB", "exclude", "no")):
+        add_review(tmp_path / "reviews.csv", who, "a", field, value)  # the third changes back what the second changed
+        prints.append(manifest_fingerprint(tmp_path / "m.csv"))
+    assert len(set(prints)) == 6
+    add_review(tmp_path / "reviews.csv", "AB", "a", "note", note="dark")
+    add_review(tmp_path / "reviews.csv", "AB", "a", "dispute", "yes")
+    assert manifest_fingerprint(tmp_path / "m.csv") == prints[-1]
+    with (tmp_path / "reviews.csv").open("a") as file:
+        file.write("yesterday\n")
+    with pytest.raises(CohortError, match="reviews.csv, line 9"):
+        manifest_fingerprint(tmp_path / "m.csv")
 
 
 def test_the_file_is_plain_csv_for_others(tmp_path):

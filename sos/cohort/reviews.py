@@ -40,7 +40,8 @@ def add_review(path, who: str, patient_id: str, field: str, value=None, note: st
     stamp = when.astimezone(timezone.utc).isoformat(timespec="microseconds")
     if field == "box" and value is not None and not isinstance(value, str):
         value = " ".join(f"{float(edge):g}" if float(edge) == round(float(edge), 2) else f"{float(edge):.2f}" for edge in value)
-    line = [stamp, *(" ".join(str("" if text is None else text).split()) for text in (who, patient_id, field, value, note, image))]
+    said = (who, patient_id, field, value, note, image)
+    line = [stamp, *(" ".join(str("" if text is None else text).split()) for text in said)]
     if reason := _fault(line):
         raise CohortError(f"review of patient '{line[2]}': {reason}")
     path = Path(path)
@@ -68,7 +69,8 @@ def read_reviews(path) -> pd.DataFrame:
     """All reviews in `path`, oldest first: `when` (UTC time), who, patient_id, field, value, note, image ('': all of the patient's);
     the index is the line in the file.
 
-    A missing file holds no review. A file without the last column is read as one that leaves it empty. Raises CohortError naming file and line for a line that is no review.
+    A missing file holds no review. A file without the last column is read as one that leaves it empty. Raises CohortError naming file and line
+    for a line that is no review.
     """
     path = Path(path)
     records, lines = [], []

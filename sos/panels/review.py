@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..cohort.reviews import BOX
 from ..errors import SOSError
 from ..stages import BASSED5, StagingScheme
 from .canvas import Canvas, as_png
@@ -36,9 +37,9 @@ def review(manifest, who: str, *, blind: bool = False, scheme: StagingScheme = B
 
 def told(kind: str, text) -> str:
     """A line of text as HTML: an `error` stands out and is read out at once, `done` and `plain` are quiet."""
-    colour = {"error": "var(--jp-error-color1, #c62828)", "done": "var(--jp-success-color1, #2e7d32)", "plain": "var(--jp-ui-font-color2, #616161)"}[kind]
+    colour = {"error": "--jp-error-color1, #c62828", "done": "--jp-success-color1, #2e7d32", "plain": "--jp-ui-font-color2, #616161"}[kind]
     role = "alert" if kind == "error" else "status"
-    return f'<div role="{role}" class="sos-{kind}" style="color: {colour}; line-height: 1.4">{html.escape(str(text))}</div>'
+    return f'<div role="{role}" class="sos-{kind}" style="color: var({colour}); line-height: 1.4">{html.escape(str(text))}</div>'
 
 
 class ReviewPanel(w.VBox):
@@ -50,33 +51,36 @@ class ReviewPanel(w.VBox):
         self.canvas = Canvas(hotkeys=["ArrowLeft", "ArrowRight", "Enter", "Escape", "c", "C", *(str(stage.label) for stage in labels)])
         wide = {"description_width": "52px"}
         self.where, self.history, self.message = w.HTML(), w.HTML(), w.HTML()
-        self.level = w.FloatSlider(0.5, min=0, max=1, step=0.01, description="Level", style=wide, layout={"width": "100%"}, readout_format=".2f")
-        self.width = w.FloatSlider(1.0, min=0.05, max=1.5, step=0.01, description="Width", style=wide, layout={"width": "100%"}, readout_format=".2f")
+        sliding = {"step": 0.01, "readout_format": ".2f", "style": wide, "layout": {"width": "100%"}}
+        self.level = w.FloatSlider(0.5, min=0, max=1, description="Level", **sliding)
+        self.width = w.FloatSlider(1.0, min=0.05, max=1.5, description="Width", **sliding)
         for slider, name in ((self.level, "level"), (self.width, "width")):
             w.jslink((slider, "value"), (self.canvas, name))
         self.stages = w.ToggleButtons(options=[(str(stage.label), stage.label) for stage in labels], value=None, description="Stage", style=wide | {
             "button_width": "38px"}, tooltips=[f"{stage.name}: {stage.criterion}" for stage in labels])
         self.criterion = w.HTML()
-        self.edges = [w.FloatText(description=name, step=1, style={"description_width": "22px"}, layout={"width": "46%"}) for name in ("x0", "y0", "x1", "y1")]
-        self.note = w.Textarea(description="Note", placeholder="seen by everybody", rows=2, style=wide, layout={"width": "97%"}, continuous_update=True)
-        self.dispute = w.ToggleButton(description="Dispute", icon="question", tooltip="the stage is doubtful; others see this image first", layout={"width": "48%"})
-        self.exclude = w.ToggleButton(description="Exclude", icon="ban", tooltip="leave this image out of training and testing", layout={"width": "48%"})
+        line, half = {"width": "97%"}, {"width": "48%"}
+        self.edges = [w.FloatText(description=name, step=1, style={"description_width": "22px"}, layout={"width": "46%"}) for name in BOX]
+        self.note = w.Textarea(description="Note", placeholder="seen by everybody", rows=2, style=wide, layout=line, continuous_update=True)
+        self.dispute = w.ToggleButton(description="Dispute", icon="question", tooltip="the stage is doubtful; others see it first", layout=half)
+        self.exclude = w.ToggleButton(description="Exclude", icon="ban", tooltip="leave this image out of training and testing", layout=half)
         self.confirm = self._button("Confirm", "check", "the stage that stands is right (key C)", session.confirm)
         self.save = self._button("Save", "save", "write what is drafted (Enter: save and go on)", session.save, "primary")
         self.discard = self._button("Discard", "undo", "forget what is drafted (key Esc)", session.discard)
         self.previous = self._button("Previous", "arrow-left", "save, then the image before (key ←)", session.previous)
         self.next = self._button("Next", "arrow-right", "save, then the image after (key → or Enter)", session.next)
-        self.suspicious = self._button("Next unread" if session.blind else "Most suspicious", "search", "save, then what waits first: disputed, "
-                                       "incomplete, or least believed by the networks", session.next_suspicious)
+        self.suspicious = self._button("Next unread" if session.blind else "Most suspicious", "search", "save, then what waits first: in "
+                                       "dispute, incomplete, or least believed by the networks", session.next_suspicious)
         self.refresh = self._button("Refresh", "refresh", "read what others have written since", session.refresh)
         names = session.written["patient_id"].tolist()
         self.jump = w.Combobox(options=list(dict.fromkeys(names)), placeholder="patient or file, then Enter", description="Go to", style=wide,
-                               layout={"width": "97%"}, continuous_update=False)
+                               layout=line, continuous_update=False)
         self._listen()
         grown = {"flex_flow": "row wrap"}
         judge = [] if session.blind else [w.HBox([self.confirm, self.dispute])]
-        side = w.VBox([self.where, w.HBox([self.previous, self.next]), w.HBox([self.suspicious, self.refresh]), self.jump, self.stages, self.criterion, *judge,
-                       w.HBox([w.Label("Box, in pixels of the image", layout={"width": "97%"}), *self.edges], layout=grown), self.note, w.HBox([self.exclude]),
+        side = w.VBox([self.where, w.HBox([self.previous, self.next]), w.HBox([self.suspicious, self.refresh]), self.jump, self.stages,
+                       self.criterion, *judge, w.HBox([w.Label("Box, in pixels of the image", layout=line), *self.edges], layout=grown),
+                       self.note, w.HBox([self.exclude]),
                        w.HBox([self.save, self.discard]), self.message, self.history], layout={"width": "372px", "margin": "0 0 0 12px"})
         picture = w.VBox([self.canvas, self.level, self.width], layout={"flex": "1 1 420px", "min_width": "320px"})
         super().__init__([w.HBox([picture, side], layout=grown)])
@@ -184,17 +188,19 @@ class ReviewPanel(w.VBox):
         done = len(session.reviewed)
         state = [f"<b>{html.escape(case.patient_id)}</b>", f"{case.number} of {len(session)}",
                  f"{done} {'read' if session.blind else 'reviewed'} by {html.escape(session.who)}"]
-        flags = ["blind reading"] * session.blind + ["excluded"] * case.excluded + ["in dispute"] * (case.disputed and not session.blind)
-        flags += ["no box yet"] * (case.box is None)
-        lines = [" · ".join(state), html.escape(", ".join(flags)), html.escape(case.suspicion and f"suspicious: {case.suspicion}")]
+        flags = {"virtual patient": session.virtual, "blind reading": session.blind, "excluded": case.excluded,
+                 "in dispute": case.disputed and not session.blind, "no box yet": case.box is None}
+        lines = [" · ".join(state), ", ".join(flag for flag, holds in flags.items() if holds),
+                 html.escape(case.suspicion and f"suspicious: {case.suspicion}")]
         return '<div class="sos-where" style="line-height: 1.4">' + "<br>".join(line for line in lines if line) + "</div>"
 
     def _history(self, case) -> str:
         rows = [f"{when:%Y-%m-%d %H:%M} <b>{html.escape(who)}</b> {html.escape(' '.join(filter(None, [name, value])))}"
                 f"{'<br><i>' + html.escape(note) + '</i>' if note else ''}"
                 for when, who, name, value, note in case.reviews[["when", "who", "field", "value", "note"]].tail(FEW)[::-1].itertuples(index=False)]
-        head = f"{len(case.reviews)} reviews of this image (UTC)" if rows else "no review of this image yet"
-        return f'<div class="sos-history" style="font-size: 12px; line-height: 1.35"><div>{head}</div>' + "".join(f"<div>{row}</div>" for row in rows) + "</div>"
+        head = f"what was said of this image (UTC), {len(case.reviews)} in all" if rows else "nothing was said of this image yet"
+        said = "".join(f"<div>{row}</div>" for row in [head, *rows])
+        return f'<div class="sos-history" style="font-size: 12px; line-height: 1.35">{said}</div>'
 
     def _repr_mimebundle_(self, **kwargs):
         """The widget, and a still picture for readers without a kernel."""

@@ -56,6 +56,7 @@ class ReviewSession:
             raise CohortError("who must not be empty; give the initials of the person who reviews")
         self.path = self.manifest.with_name(REVIEWS)
         self.written = read_rows(self.manifest)
+        self.virtual = "cohort_kind" in self.written and bool((self.written["cohort_kind"] == "virtual").all())
         self._rows_of = self.written.groupby("patient_id").groups
         given = self.manifest.with_name(SUSPECTS) if suspects is None else Path(suspects)
         self.suspects = read_suspects(given) if suspects is not None or given.is_file() else None

@@ -62,7 +62,7 @@ def _kappa(a: np.ndarray, b: np.ndarray, scheme: StagingScheme) -> float:
 
 
 def weighted_kappas(a: np.ndarray, b: np.ndarray, counts: np.ndarray, scheme: StagingScheme) -> np.ndarray:
-    """(r,) quadratic weighted kappa of the labels a and b (n,) in each resample; counts: (r, n), how often each image is in it; NaN where undefined."""
+    """(r,) quadratic weighted kappa of the labels a and b (n,) in each resample; counts: (r, n), how often each image is in it. NaN: undefined."""
     i, j = (np.searchsorted(scheme.labels, labels).astype(float) for labels in (a, b))
     n = counts.sum(1)
     mean_i, mean_j = counts @ i / n, counts @ j / n

@@ -7,9 +7,9 @@ full-image student says how much of its attention lies in the box. Three signs c
 - loss: the cross-entropy of the label, −log p, as in confident learning (Northcutt, Jiang & Chuang 2021);
 - attention: 1 − the share of the student's Grad-CAM that lies in the box.
 
-Each sign becomes q, the share of images with one as strong or stronger, and −ln q its weight, as in Fisher's way of combining. The first two say much
-the same, so their mean counts once, and the third is added to it: a fault of the box alone is then not hidden by a healthy stage. Attention that lies
-in the box for the most part is no sign at all, and its weight is 0.
+Each sign becomes q, the share of images with one as strong or stronger, and −ln q its weight, as in Fisher's way of combining. The first two say
+much the same, so their mean counts once, and the third is added to it: a fault of the box alone is then not hidden by a healthy stage. Attention
+that lies in the box for the most part is no sign at all, and its weight is 0.
 """
 
 import json
@@ -46,11 +46,12 @@ def suspects(study: Study, folds: int = FOLDS, progress: Callable[[int, int], No
     """All images of a study's cohort, the most suspicious first.
 
     Trains a crop teacher of the profile for each of `folds`, longer where its epochs would hold fewer than `steps` batches, or finds it on disk, in
-    the study's folder `suspects`. `progress(done, folds)` is called after each. Columns: patient_id, image, stage, predicted (the label decided out of fold), probability (of the own stage), loss,
-    attention (share of the student's Grad-CAM in the box), score, reasons (in words, separated by '; '). Raises CohortError for a cohort too
-    small to fold.
+    the study's folder `suspects`. `progress(done, folds)` is called after each. Columns: patient_id, image, stage, predicted (the label decided out
+    of fold), probability (of the own stage), loss, attention (share of the student's Grad-CAM in the box), score, reasons (in words, separated by
+    '; '). Raises CohortError for a cohort too small to fold.
     """
-    table = pd.concat([out_of_fold(study, cohort, steps, partial(progress or _quiet, k, folds)) for k, cohort in enumerate(folded(study.cohort, folds), 1)])
+    parts = enumerate(folded(study.cohort, folds), 1)
+    table = pd.concat([out_of_fold(study, cohort, steps, partial(progress or _quiet, k, folds)) for k, cohort in parts])
     table = table.set_index("row").sort_index()
     return judged(table.assign(attention=attention_in_box(study))).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
