@@ -11,6 +11,7 @@ usage: ./run_all.sh [options]
   --only NN                    one notebook alone, for instance 04
   --force                      run also what is unchanged; finished trainings are still found
   --stop-after MINUTES         end cleanly after this time; the same command goes on from there
+  --site                       make the same environment, then build the pages to read without running: runs/site/html
   --test                       make the same environment, then run all tests and validate the notebooks
   --help                       this text
 example: ./run_all.sh --profile smoke
@@ -25,6 +26,7 @@ needed="torch torchvision fastai pydicom papermill jupytext nbformat ipykernel n
 needed_by_tests="pytest xdist hypothesis nbval nbconvert ipywidgets"
 free_gb_needed=9
 test=no
+site=no
 args=()
 
 die() { echo "run_all: $*" >&2; exit 1; }
@@ -32,6 +34,7 @@ die() { echo "run_all: $*" >&2; exit 1; }
 while [ $# -gt 0 ]; do
   case $1 in
     --test) test=yes ;;
+    --site) site=yes ;;
     --force) args+=("$1") ;;
     --profile | --cohort | --only | --stop-after)
       [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help"
@@ -43,6 +46,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ $test = no ] || { needed="$needed $needed_by_tests"; [ ${#args[@]} -eq 0 ] || die "--test takes no other option"; }
+[ $site = no ] || { needed="$needed sphinx myst_nb sphinx_book_theme"; [ ${#args[@]} -eq 0 ] || die "--site takes no other option"; }
 
 # ---- the environment -----------------------------------------------------------------------------------------------
 
@@ -124,6 +128,10 @@ if [ -z "$python" ]; then
   python=$venv/bin/python
 fi
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" JUPYTER_PREFER_ENV_PATH=1 PYDEVD_DISABLE_FILE_VALIDATION=1
+
+# ---- the site ------------------------------------------------------------------------------------------------------
+
+[ $site = no ] || exec "$python" -P -m sos.site
 
 # ---- the road ------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -33,12 +34,7 @@ def audit(args) -> int:
     from .cohort.audit import audit as check
 
     with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
-
-        def progress(done, total):
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = check(args.manifest, progress=progress)
+        report = check(args.manifest, progress=shown_by(bar))
     print(report.to_json() if args.json else audit_text(report))
     return report.exit_code
 
@@ -53,6 +49,50 @@ def audit_text(report) -> str:
         place = f"row {finding['row']}, " if finding["row"] else ""
         lines.append(f"{finding['severity']}: {place}{finding['file']}: {finding['what']}; {finding['advice']}")
     return "\n".join(lines)
+
+
+def collect(args) -> int:
+    """Write the manifest of a folder of images and a spreadsheet with columns of any names: exit 1 where rows had to be kept out.
+
+    Columns are found by --columns or by well-known names, images by a column with their names or by the patient's identifier in names of
+    folders and files. What was understood is printed, and why each row that was kept out was. Text as CSV or TSV, or XLSX.
+    """
+    from tqdm import tqdm
+
+    from .cohort.audit import audit as check
+    from .cohort.collect import collect as gather
+    from .cohort.collect import pairs, value_maps
+    from .cohort.words import spoken
+
+    def bar(unit):
+        return tqdm(unit=unit, leave=False, disable=not sys.stderr.isatty())
+
+    with bar("row") as rows:
+        done = gather(args.folder, args.table, args.out, columns=pairs(args.columns, "--columns"), values=value_maps(args.values), sheet=args.sheet,
+                      header=args.header, months=args.months, dates=args.dates, box=args.box, keep=tuple(args.keep), match=args.match, into=args.into,
+                      pseudonyms=args.pseudonyms, key=args.key, force=args.force, progress=shown_by(rows))
+    print("\n".join([*done.mapping, *done.notes]))
+    for number, reason in done.rejected[:20]:
+        print(f"kept out: row {number}: {reason}")
+    print(f"{done.manifest}: {spoken(done.rows)}, {done.patients} patients"
+          + (f"; {spoken(len(done.rejected))} kept out, listed in {done.rejects}" if done.rejected else ""))
+    if done.without_box:
+        print(f"{spoken(done.without_box)} without a box, which must be drawn before a study can use them")
+    with bar("image") as images:
+        counts = check(done.manifest, progress=shown_by(images)).counts
+    print(f"audit: {counts['images_readable']} of {counts['images']} images readable; {counts['errors']} errors, {counts['warnings']} warnings; "
+          f"`sos audit {shlex.quote(str(done.manifest))}` lists them")
+    return 1 if done.rejected else 0
+
+
+def shown_by(bar):
+    """What keeps a progress bar at (done, total)."""
+
+    def progress(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress
 
 
 def predict(args) -> int:
@@ -267,6 +307,29 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("audit", audit, "sos audit cohort/manifest.csv")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
     sub.add_argument("--json", action="store_true", help="one JSON object in place of text")
+
+    sub = command("collect", collect, "sos collect scans --table sheet.xlsx --columns patient_id=PatNr stage=Grade age_y=Age --values sex:1=M,2=F")
+    sub.add_argument("folder", metavar="FOLDER", help="where the images lie, in folders of any depth")
+    sub.add_argument("--table", required=True, metavar="SHEET", help="XLSX, CSV or TSV with one row an image or a patient")
+    sub.add_argument("--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN", help="patient_id, stage, and where there are: "
+                     "image, age_y (or birth_date and exam_date), sex, x0, y0, x1, y1, split; 'column C' for one without a name; NAME= for none")
+    sub.add_argument("--values", nargs="+", action="extend", default=[], metavar="NAME:OLD=NEW,...", help="what words mean: sex:1=M,2=F or "
+                     "stage:0=1,1=2,2=3,3=4,4=5; a word that is not listed then keeps its row out")
+    sub.add_argument("--months", action="store_true", help="ages are in months")
+    sub.add_argument("--dates", choices=("dmy", "mdy"), default="", help="order of dates with slashes, where the column does not tell")
+    sub.add_argument("--box", choices=("xyxy", "xywh", "centre"), default="xyxy", help="what x0 y0 x1 y1 hold, in pixels of the decoded image: "
+                     "edges; left, top, width, height; or centre, width, height (default: %(default)s)")
+    sub.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="further columns to carry over")
+    sub.add_argument("--sheet", default="", metavar="NAME", help="sheet of the workbook (default: the first)")
+    sub.add_argument("--header", type=int, default=0, metavar="ROW", help="row with the names of columns (default: the first with two cells)")
+    sub.add_argument("--match", choices=("name", "dicom-patient-id"), default="name", help="without a column of images: by the identifier in "
+                     "names of folders and files, or by that in DICOM headers, which is never shown (default: %(default)s)")
+    sub.add_argument("--out", metavar="CSV", help="the manifest (default: manifest.csv in FOLDER, or in --into)")
+    sub.add_argument("--force", action="store_true", help="write over a manifest that is there")
+    sub.add_argument("--into", metavar="DIR", help="link or copy the images into a new folder under neutral names, each series in a folder "
+                     "of its own")
+    sub.add_argument("--pseudonyms", action="store_true", help="p0001 and so on in place of patients' identifiers")
+    sub.add_argument("--key", metavar="FILE", help="write which pseudonym and neutral name is whose, readable by you alone")
 
     sub = command("predict", predict, "sos predict scan.dcm series/ slice.png --out stages.csv --cam pictures")
     sub.add_argument("paths", metavar="PATH", nargs="+", help="DICOM file, folder with a DICOM series, PNG or JPEG")

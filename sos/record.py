@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import config
 from .errors import CohortError, RunError
-from .files import write_whole
+from .files import leads_out, write_whole
 
 RUN_FILES = ("config.json", "predictions.csv", "mirrored.csv", "weights.safetensors")  # of a trained run: what later steps depend on
 
@@ -31,7 +31,9 @@ def manifest_fingerprint(path: Path) -> str:
     sizes = []
     for row in csv.DictReader(text.splitlines()):
         image = path.parent / (row.get("image") or "")
-        if image.is_dir():
+        if leads_out(image, path.parent):  # nothing is known of it, and a whole disk is not walked through
+            sizes.append(-1)
+        elif image.is_dir():
             sizes.append(sum(p.stat().st_size for p in image.rglob("*") if p.is_file()))
         else:
             sizes.append(image.stat().st_size if image.exists() else -1)

@@ -15,7 +15,7 @@ from sos import cli, config
 from sos.errors import OutOfTime, RunError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("phantom", "audit", "predict", "train", "grid", "release", "config")
+COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "release", "config")
 GOOD = {"path": "a.dcm", "stage": 3, "probabilities": [0.1, 0.1, 0.6, 0.15, 0.05], "expected_stage": 2.95, "uncertainty": 0.71,
         "peak": [101.5, 88.0], "box": [0.0, 0.0, 512.0, 512.0], "warnings": ["no spacing", "8 bits"], "error": None}
 BAD = {**dict.fromkeys(GOOD), "path": "b.dcm", "warnings": [], "error": "b.dcm: empty file; export it again"}

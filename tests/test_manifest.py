@@ -1,5 +1,6 @@
 """The manifest: what is accepted, each fault told in one line with its file and row, and splits that keep patients together."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from sos.cohort.manifest import BOX, REQUIRED, SPLITS, make_split, read_manifest
 from sos.cohort.reviews import add_review
-from sos.errors import CohortError
+from sos.errors import CohortError, ImageError
+from sos.images.reader import read_image
+from sos.record import manifest_fingerprint
 from sos.stages import BASSED5, FRANKLIN4
 
 
@@ -144,6 +147,46 @@ def test_an_absent_image_is_told_with_its_row(write):
     path = write(rows())
     (path.parent / "img/7.png").unlink()
     fault(path, "row 9", "image img/7.png is not there")
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "folder link", "link in a series", "loop"])
+def test_an_image_that_leads_out_of_the_folder_is_refused_unless_told_so(write, tmp_path, way, monkeypatch):
+    path, outside = write(rows()), tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "a.png").write_bytes(b"pixels")
+    (tmp_path / "link.png").symlink_to(outside / "a.png")
+    (tmp_path / "away").symlink_to(outside)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").symlink_to(outside / "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    name = {"..": f"../{outside.name}/a.png", "absolute": str(outside / "a.png"), "link": "link.png", "folder link": "away/a.png",
+            "link in a series": "series", "loop": "loop"}[way]
+    table = rows()
+    table.loc[4, "image"] = name
+    table.to_csv(path, index=False)
+    fault(path, "row 6", f"image {name} leads out of the manifest's folder", "SOS_ALLOW_OUTSIDE=1")
+    before = manifest_fingerprint(path)  # opens nothing outside either
+    monkeypatch.setenv("SOS_ALLOW_OUTSIDE", "1")
+    if way == "loop":
+        fault(path, "row 6", "image loop is not there")
+    else:
+        assert read_manifest(path).table["image"][4] == name
+        assert manifest_fingerprint(path) != before
+
+
+def test_a_link_that_stays_in_the_folder_is_followed(write, tmp_path):
+    path = write(rows())
+    (tmp_path / "img" / "3.png").unlink()
+    (tmp_path / "img" / "3.png").symlink_to("4.png")
+    assert read_manifest(path).image_path(3).read_bytes() == b"pixels"
+
+
+def test_a_pipe_in_place_of_an_image_is_refused_and_does_not_hang(write, tmp_path):
+    path = write(rows())
+    (tmp_path / "img" / "0.png").unlink()
+    os.mkfifo(tmp_path / "img" / "0.png")
+    with pytest.raises(ImageError, match="neither a file nor a folder"):
+        read_image(read_manifest(path).image_path(0))
 
 
 def test_a_half_filled_split_is_told(write):

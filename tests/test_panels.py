@@ -275,6 +275,8 @@ def test_faults_are_told_in_the_panel(manifest, tmp_path):
     assert "0.png" in panel.message.value and 'role="alert"' in panel.message.value and panel.canvas.picture == b""
     with pytest.raises(ImageError):
         panel.session.image()
+    manifest.write_text(manifest.read_text().replace("0.png", "/etc/hostname"))
+    assert "lies outside the manifest's folder" in review(manifest, "AB").message.value
     manifest.with_name("reviews.csv").write_text("when,who\n")
     panel.refresh.click()
     assert "not a file of reviews" in panel.message.value

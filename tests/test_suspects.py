@@ -1,5 +1,6 @@
 """Suspects: folds keep patients together and hold each out once, scores follow the signs, and planted faults come first."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -70,12 +71,11 @@ def test_a_wrong_stage_and_a_wrong_box_are_suspicious_for_their_own_reasons():
 def planted(tiny_cohort, tmp_path_factory):
     """The tiny cohort with three boxes moved to a corner; and a smoke profile with a very short teacher."""
     table = pd.read_csv(tiny_cohort, dtype={"patient_id": str})
-    table["image"] = [str(tiny_cohort.parent / name) for name in table["image"]]
     boxes = ["x0", "y0", "x1", "y1"]
     table[boxes] = table[boxes].astype(float)
     for row in (3, 9, 17):
         table.loc[row, boxes] -= table.loc[row, ["x0", "y0", "x0", "y0"]].to_numpy()
-    path = tmp_path_factory.mktemp("planted") / "manifest.csv"
+    path = shutil.copytree(tiny_cohort.parent, tmp_path_factory.mktemp("planted") / "cohort") / "manifest.csv"
     table.to_csv(path, index=False)
     return path
 

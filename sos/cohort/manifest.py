@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CohortError
+from ..files import ALLOW_OUTSIDE, leads_out
 from ..stages import BASSED5, StagingScheme
 from .reviews import BOX, CHANGES, REVIEWS, apply_reviews, read_reviews
 
@@ -74,7 +75,8 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
     A stage or a box that the manifest leaves empty may come from a review. An empty `split` column is filled by patient, stratified by stage,
     with `seed`; a filled one is kept. Where the manifest has a stage, the split is made from that one and from all patients, so that no review
     moves anyone into the training images or out of them. Raises CohortError for a missing file or column, a stage or a box that nobody gave,
-    an image that is not there, a box without extent, a stage outside the scheme, a patient in two splits, and a line that is no review.
+    an image that is not there, a box without extent, a stage outside the scheme, a patient in two splits, a line that is no review; and, unless
+    the environment variable SOS_ALLOW_OUTSIDE is 1, for an image that leads out of the manifest's folder by `..`, as an absolute path or by a link.
     """
     path = Path(path)
     written = read_rows(path)
@@ -96,6 +98,9 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
     if len(bad_box):
         raise CohortError(f"{path}, row {bad_box[0] + 2}: the box has no extent; x1 must exceed x0 and y1 exceed y0, in pixels of the image")
     for row, name in table["image"].items():
+        if leads_out(path.parent / name, path.parent):
+            raise CohortError(f"{path}, row {row + 2}: image {name} leads out of the manifest's folder; move it there, or set the environment "
+                              f"variable {ALLOW_OUTSIDE}=1 where you trust this manifest")
         if not (path.parent / name).exists():
             raise CohortError(f"{path}, row {row + 2}: image {name} is not there; paths are relative to the manifest")
     stage = written["stage"].where(written["stage"].isin(scheme.labels)).fillna(table["stage"])

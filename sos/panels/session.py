@@ -7,7 +7,8 @@ import pandas as pd
 
 from ..cohort.manifest import read_rows
 from ..cohort.reviews import BOX, REVIEWS, SUSPECTS, about, add_review, apply_reviews, read_reviews
-from ..errors import CohortError
+from ..errors import CohortError, ImageError
+from ..files import leads_out
 from ..images.reader import GreyImage, read_image
 from ..stages import BASSED5, StagingScheme
 
@@ -99,9 +100,12 @@ class ReviewSession:
         return bool(len(last)) and last["field"].iloc[0] == "dispute" and last["value"].iloc[0] == "yes"
 
     def image(self) -> GreyImage:
-        """The pixels of the image in front of us. Raises ImageError for a file that cannot be read."""
+        """The pixels of the image in front of us. Raises ImageError for a file that cannot be read, or that lies outside the manifest's folder."""
         if self._pixels[0] != self.row:
-            self._pixels = self.row, read_image(self.manifest.parent / self.written.at[self.row, "image"])
+            path = self.manifest.parent / self.written.at[self.row, "image"]
+            if leads_out(path, self.manifest.parent):
+                raise ImageError(f"{path.name}: lies outside the manifest's folder and was not opened; move it there")
+            self._pixels = self.row, read_image(path)
         return self._pixels[1]
 
     @property
