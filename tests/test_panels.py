@@ -276,7 +276,9 @@ def test_faults_are_told_in_the_panel(manifest, tmp_path):
     with pytest.raises(ImageError):
         panel.session.image()
     manifest.write_text(manifest.read_text().replace("0.png", "/etc/hostname"))
-    assert "lies outside the manifest's folder" in review(manifest, "AB").message.value
+    panel = review(manifest, "AB")
+    panel.jump.value = "a"
+    assert "lies outside the manifest's folder" in panel.message.value
     manifest.with_name("reviews.csv").write_text("when,who\n")
     panel.refresh.click()
     assert "not a file of reviews" in panel.message.value
