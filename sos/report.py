@@ -62,7 +62,7 @@ def secondary_capture(study: str, origin: Origin, image: GreyImage, cam: np.ndar
     pixels, scale = capture(image, cam, answer, stager)
     dataset = hd.sc.SCImage(pixels, "RGB", 8, "PATIENT", patient_orientation=("A", "F"), **_common(study, "capture"))
     dataset.PatientOrientation = origin.orientation
-    dataset.ConversionType, dataset.Laterality = "WSD", ""  # a workstation made it; a head has no side
+    dataset.ConversionType, dataset.BodyPartExamined = "WSD", "SKULL"  # a workstation made it; a skull is unpaired, so no side is asked for
     dataset.DerivationDescription = f"Heat map (Grad-CAM) of a network over the image that it staged. {NOTICE}"
     dataset.ImageComments = NOTICE
     dataset.SoftwareVersions = __version__

@@ -2,7 +2,7 @@
 
 `sos export` copies this file beside the network. It is also the reference for README.md there: each function is one of its steps. Needs numpy,
 pillow and onnxruntime, and pydicom for DICOM. It reads single images that are whole and plain; what `sos predict` does beyond that (volumes,
-damaged files, padding, warnings, heat maps) it does not.
+damaged files, colour in DICOM, warnings, heat maps) it does not.
 """
 
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def read(path) -> np.ndarray:
-    """Step 1: source values (h, w), bright = dense; NaN where transparent."""
+    """Step 1: source values (h, w) float32, bright = dense; NaN where nothing was measured."""
     path = Path(path)
     with path.open("rb") as file:
         dicom = file.read(132)[128:] == b"DICM"
@@ -22,10 +22,14 @@ def read(path) -> np.ndarray:
         import pydicom
 
         ds = pydicom.dcmread(path)
-        values = ds.pixel_array.astype(np.float32)
+        stored = ds.pixel_array
+        values = stored.astype(np.float32)
         if ds.PhotometricInterpretation == "MONOCHROME1":
             values = (2**ds.BitsStored - 1 if ds.PixelRepresentation == 0 else -1) - values
-        return values * np.float32(ds.get("RescaleSlope", 1)) + np.float32(ds.get("RescaleIntercept", 0))
+        values = values * np.float32(ds.get("RescaleSlope", 1)) + np.float32(ds.get("RescaleIntercept", 0))
+        if "PixelPaddingValue" in ds:
+            values[stored == ds.PixelPaddingValue] = np.nan
+        return values
     image = Image.open(path)
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.float32)
@@ -41,7 +45,7 @@ def grey(values: np.ndarray, how: dict) -> np.ndarray:
     low, high = (ordered[max(int(np.ceil(share * ordered.size)) - 1, 0)] for share in (how["dark"], how["bright"]))
     if low == high:
         low, high = ordered[0], ordered[-1]
-    return np.nan_to_num(np.clip((values - low) / (high - low), 0, 1), nan=0.0).astype(np.float32)
+    return np.nan_to_num(np.clip((values - low) * np.float32(1 / (float(high) - float(low))), 0, 1), nan=0.0)
 
 
 def reduce(picture: np.ndarray, how: dict) -> np.ndarray:
