@@ -2,21 +2,17 @@
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 from . import __version__, config
 from .errors import OutOfTime, SOSError
+from .rows import JSON_KEYS, json_line, tabled, whole_file
 from .stages import BASSED5, get_scheme
-
-JSON_KEYS = ("path", "stage", "probabilities", "expected_stage", "uncertainty", "peak", "box", "warnings", "error")
 
 
 def phantom(args) -> int:
@@ -91,67 +87,22 @@ def predict(args) -> int:
     """Stage images: any DICOM file, folder with a DICOM series, PNG or JPEG; one row an input, exit 1 if any failed."""
     from .predict import predict_paths
 
-    rows = predict_paths(args.paths, weights=args.weights, cam_dir=args.cam)
+    rows = predict_paths(args.paths, weights=args.weights, cam_dir=args.cam, dicom_dir=args.dicom)
     if sys.stderr.isatty() and (args.out or not sys.stdout.isatty()):
         from tqdm import tqdm
 
         rows = tqdm(rows, total=len(args.paths), unit="image")
     failed = 0
-    with whole_file(args.out) as file:
+    with whole_file(args.out) if args.out else contextlib.nullcontext(sys.stdout) as file:
         if args.out or not args.json:
             rows = tabled(rows, file)
         for row in rows:
             failed += bool(row["error"])
             if args.json:
-                print(json.dumps({key: row[key] for key in JSON_KEYS}), flush=True)
+                print(json_line(row), flush=True)
     if args.out:
         print(f"{args.out}: {len(args.paths) - failed} of {len(args.paths)} staged", file=sys.stderr)
     return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def whole_file(out: str | None) -> Iterator:
-    """The text file `out`, which appears under its name when whole; standard output where `out` is None."""
-    if out is None:
-        yield sys.stdout
-        return
-    part = Path(out).with_name(f".part.{Path(out).name}")
-    try:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            yield file
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def tabled(rows: Iterable[dict], file) -> Iterator[dict]:
-    """Passes rows of `predict_paths` on and writes each to `file` as CSV; errors wait for the first row that tells how many stages."""
-    table, waiting = None, []
-    for row in chain(rows, [None]):
-        waiting += [row] if row else []
-        if table is None and (row is None or row["probabilities"]):
-            stages = len(row["probabilities"]) if row else len(BASSED5)
-            table = csv.DictWriter(file, list(csv_row(dict.fromkeys(JSON_KEYS), stages)), lineterminator="\n")
-            table.writeheader()
-        if table:
-            table.writerows(csv_row(known, stages) for known in waiting)
-            waiting.clear()
-            file.flush()
-        if row:
-            yield row
-
-
-def csv_row(row: dict, stages: int) -> dict:
-    """A row of `predict_paths` laid flat: path, stage, p1…, expected_stage, uncertainty, peak and box in pixels, warnings, error."""
-
-    def spread(names, values, digits):
-        values = values or [None] * len(names)
-        return {name: "" if value is None else f"{value:.{digits}f}" for name, value in zip(names, values, strict=True)}
-
-    return {"path": row["path"], "stage": row["stage"], **spread([f"p{k + 1}" for k in range(stages)], row["probabilities"], 4),
-            **spread(["expected_stage", "uncertainty"], [row["expected_stage"], row["uncertainty"]], 3),
-            **spread(["peak_x", "peak_y"], row["peak"], 1), **spread(["box_x0", "box_y0", "box_x1", "box_y1"], row["box"], 1),
-            "warnings": "; ".join(row["warnings"] or []), "error": row["error"]}
 
 
 def train(args) -> int:
@@ -249,6 +200,14 @@ def agreement(args) -> int:
     return 0
 
 
+def export(args) -> int:
+    """Write a student as ONNX for other systems, with the preprocessing in words, numbers and code: it gives the probabilities of `sos predict`."""
+    from .export import export_onnx
+
+    print(export_onnx(args.run, args.out))
+    return 0
+
+
 def release(args) -> int:
     """Make the student of a run the weights that ship inside the package, with their model card."""
     from .study.runs import Run
@@ -327,9 +286,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("predict", predict, "sos predict scan.dcm series/ slice.png --out stages.csv --cam pictures")
     sub.add_argument("paths", metavar="PATH", nargs="+", help="DICOM file, folder with a DICOM series, PNG or JPEG")
-    sub.add_argument("--weights", metavar="RUN", help="folder of a run (default: the best student under runs/, else the released one)")
+    sub.add_argument("--weights", metavar="RUN", help="folder of a run, or `released` (default: the best student under runs/, else the released one)")
     sub.add_argument("--out", metavar="CSV", help="write the table to this file, not to standard output")
     sub.add_argument("--cam", metavar="DIR", help="also draw where the network looked, one picture an input")
+    sub.add_argument("--dicom", metavar="DIR", help="also write, for each DICOM input, a secondary capture with the heat map and a structured report. "
+                     "These two, and nothing else, carry the patient and study of their source, so that an archive files them there")
     sub.add_argument("--json", action="store_true", help="print one JSON object a line")
 
     def study_options(sub):
@@ -369,6 +330,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("agreement", agreement, "sos agreement cohort/manifest.csv")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort, its reviews.csv beside it")
     sub.add_argument("--scheme", default=BASSED5.name, help="staging scheme (default: %(default)s)")
+
+    sub = command("export", export, "sos export released --out staging-onnx")
+    sub.add_argument("run", metavar="RUN", help="folder of a student's or baseline's run, or the word `released`: the student that ships with sos")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the network and what describes it")
 
     sub = command("release", release, "sos release runs/paper/models/student-0123456789ab")
     sub.add_argument("run", metavar="RUN", help="folder of a student's run")

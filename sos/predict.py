@@ -21,6 +21,8 @@ from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
 from .method.cam import class_score, enlarge, grad_cam, judge_map, map_of, over_picture, peak
 from .method.models import StagingNet
+from .pictures import save_picture
+from .rows import empty_row
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
 from .study.trust import scaled
@@ -39,6 +41,7 @@ class Stager:
     scheme: StagingScheme
     source: str  # name of the run, or of the released student
     temperature: float = 1.0  # calibrates the probabilities, see study.trust; 1: as they are
+    virtual: bool = False  # trained on virtual patients
 
     def look(self, image: GreyImage) -> dict:
         """Stage one image.
@@ -93,17 +96,20 @@ def region(cam: np.ndarray) -> list[list[float]]:
 
 
 def load_stager(weights=None) -> Stager:
-    """The network that stages images: the run folder `weights`; where None the best student (by held-out accuracy) of `runs/paper`, else of
-    `runs/quick`, else the released one that ships with the package. Raises RunError for a folder without a run, or of another role."""
-    run = Run(Path(weights)) if weights else best_student()
+    """The network that stages images: of the run folder `weights`, or where it is `released` the one that ships with the package; where it is None
+    the best student (by held-out accuracy) of `runs/paper`, else of `runs/quick`, else the released one.
+
+    Raises RunError for a folder without a run, or of another role.
+    """
+    run = best_student() if weights is None else None if str(weights) == "released" else Run(Path(weights))
     if run is None:
         record = released_record()
         config, scheme = config_of(record, RELEASED), get_scheme(record["scheme"])
         net = load_network(RELEASED / "student.safetensors", config, len(scheme))
-        return Stager(net, config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0))
+        return Stager(net, config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0), record["virtual"])
     if run.config.role not in ("student", "baseline"):
         raise RunError(f"{run.name}: a teacher reads crops that a person or a detector draws; give the folder of a student or baseline")
-    return Stager(run.load(), run.config, run.scheme, run.name, run.temperature_scale)
+    return Stager(run.load(), run.config, run.scheme, run.name, run.temperature_scale, run.record["virtual"])
 
 
 def best_student() -> Run | None:
@@ -123,18 +129,18 @@ def released_record() -> dict:
         raise RunError("no trained student: run ./run_all.sh, or give --weights RUN") from None
 
 
-def predict_paths(paths: Iterable, weights=None, cam_dir=None) -> Iterator[dict]:
+def predict_paths(paths: Iterable, weights=None, cam_dir=None, dicom_dir=None) -> Iterator[dict]:
     """Stage each path; yields one row an input, in order, with the keys of `sos predict --json`.
 
     A path that cannot be read gives a row with `error` and does not stop the rest. With `cam_dir`, a picture of the heat map over each image
-    is written there. Raises RunError where the weights cannot be used.
+    is written there; with `dicom_dir` a secondary capture and a structured report of each DICOM input, which carry its patient and study.
+    Raises RunError where the weights cannot be used.
     """
     stager = load_stager(weights)
-    if cam_dir is not None:
-        Path(cam_dir).mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (cam_dir, dicom_dir)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths, 1):
-        row = {"path": str(path), "stage": None, "probabilities": None, "expected_stage": None, "uncertainty": None, "peak": None, "box": None,
-               "warnings": [], "error": None}
+        row = empty_row(path)
         try:
             image = read_image(path)
         except ImageError as error:
@@ -145,37 +151,11 @@ def predict_paths(paths: Iterable, weights=None, cam_dir=None) -> Iterator[dict]
         warnings = list(image.record["warnings"])
         if answer["box"] is None:
             warnings.append("the network looked nowhere in particular; do not trust this stage")
+        name = f"{number:04d}_{Path(path).stem}"
         if cam_dir is not None:
-            save_picture(Path(cam_dir) / f"{number:04d}_{Path(path).stem}.png", image, cam, answer, stager)
+            save_picture(Path(cam_dir) / f"{name}.png", image, cam, answer, stager)
+        if dicom_dir is not None:
+            from .report import write_dicom
+
+            warnings += write_dicom(Path(dicom_dir), name, path, image, cam, answer, stager)
         yield row | answer | {"warnings": warnings}
-
-
-def save_picture(path: Path, image: GreyImage, cam: np.ndarray, answer: dict, stager: Stager) -> None:
-    """The image beside its heat map, peak and box looked at, and the probabilities of the stages, as PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    height, width = image.pixels.shape
-    x0, y0, x1, y1 = image.record.get("content") or (0, 0, width, height)
-    side = max(x1 - x0, y1 - y0)
-    frame = ((x0 + x1 - side) / 2, (x0 + x1 + side) / 2, (y0 + y1 + side) / 2, (y0 + y1 - side) / 2)  # the square frame in pixels of the image
-    fig = Figure(figsize=(8.4, 3.4), layout="constrained")
-    plain, seen, bars = fig.subplots(1, 3, width_ratios=(3, 3, 2))
-    for ax in (plain, seen):
-        ax.imshow(image.pixels, cmap="gray", vmin=0, vmax=1)
-        ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    seen.imshow(cam, cmap="inferno", alpha=0.45, extent=frame, interpolation="bilinear")
-    seen.set(xlim=(0, width), ylim=(height, 0))
-    if answer["box"]:
-        x0, y0, x1, y1 = answer["box"]
-        seen.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="cyan", linewidth=1.2))
-        seen.plot(*answer["peak"], "+", color="cyan", markersize=8)
-    plain.set_title(f"stage {answer['stage']}  (expected {answer['expected_stage']:.2f})", fontsize=9)
-    seen.set_title("Grad-CAM, its peak, and the box looked at", fontsize=9)
-    labels = [str(label) for label in stager.scheme.labels]
-    bars.barh(labels, answer["probabilities"], color="0.45")
-    bars.invert_yaxis()
-    bars.set(xlim=(0, 1), xlabel="probability", ylabel="stage")
-    bars.tick_params(labelsize=8)
-    fig.supxlabel(f"{stager.source}; research use only", fontsize=7, color="0.4")
-    fig.savefig(path, dpi=150, metadata={"Software": None})

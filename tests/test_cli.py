@@ -13,12 +13,13 @@ import pytest
 import sos
 from sos import cli, config
 from sos.errors import OutOfTime, RunError
+from sos.rows import USE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "release", "config")
+COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "suspects", "agreement", "export", "release", "config")
 GOOD = {"path": "a.dcm", "stage": 3, "probabilities": [0.1, 0.1, 0.6, 0.15, 0.05], "expected_stage": 2.95, "uncertainty": 0.71,
-        "peak": [101.5, 88.0], "box": [0.0, 0.0, 512.0, 512.0], "warnings": ["no spacing", "8 bits"], "error": None}
-BAD = {**dict.fromkeys(GOOD), "path": "b.dcm", "warnings": [], "error": "b.dcm: empty file; export it again"}
+        "peak": [101.5, 88.0], "box": [0.0, 0.0, 512.0, 512.0], "warnings": ["no spacing", "8 bits"], "error": None, "use": USE}
+BAD = {**dict.fromkeys(GOOD), "path": "b.dcm", "warnings": [], "error": "b.dcm: empty file; export it again", "use": USE}
 
 
 def run(*args, **kw):
@@ -42,7 +43,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     done = run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"torch", "fastai", "numpy", "pandas", "matplotlib", "pydicom", "tqdm"}
+    assert not imported & {"torch", "fastai", "numpy", "pandas", "matplotlib", "pydicom", "highdicom", "onnx", "onnxruntime", "tqdm"}
     assert all(command in done.stdout for command in COMMANDS)
 
 
@@ -121,9 +122,10 @@ def test_table_of_predictions(rows):
     assert list(cli.tabled(rows, file)) == rows
     table = list(csv.DictReader(io.StringIO(file.getvalue())))
     assert list(table[0]) == ["path", "stage", "p1", "p2", "p3", "p4", "p5", "expected_stage", "uncertainty", "peak_x", "peak_y",
-                              "box_x0", "box_y0", "box_x1", "box_y1", "warnings", "error"]
+                              "box_x0", "box_y0", "box_x1", "box_y1", "warnings", "error", "use"]
     assert [row["path"] for row in table] == [row["path"] for row in rows]
     for row, told in zip(rows, table, strict=True):
+        assert told["use"] == "research use only"
         if row is GOOD:
             values = [told[key] for key in ("stage", "p3", "peak_x", "box_x1", "error")]
             assert values == ["3", "0.6000", "101.5", "512.0", ""]
