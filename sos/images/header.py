@@ -32,7 +32,7 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 # What pydicom, its decoders and numpy are known to raise on damaged files (found by tests/fuzz_reader.py). They share no base class.
 DAMAGE = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError, MemoryError,
-          SyntaxError, AssertionError, struct.error, zlib.error, InvalidDicomError, BytesLengthException,
+          SyntaxError, SystemError, AssertionError, struct.error, zlib.error, InvalidDicomError, BytesLengthException,
           Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 

@@ -19,6 +19,7 @@ MAX_VOXELS = 2**30  # of one volume: 4 GiB as float32
 MAX_FRAMES = 4096  # of one file
 DENSE, DENSE_ABOVE = 50, 2**24  # pixels to a compressed byte, in images of more than 16 million: without loss there are about 2
 MAX_SCANS = 100  # of one JPEG: progressive ones have about 10, and each costs a pass over all pixels
+JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"  # how a JPEG 2000 file begins; a bare code stream has no boxes
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
@@ -156,8 +157,14 @@ def check_stream(dataset, index: int) -> Stream | None:
 
 def read_stream(frame: bytes) -> Stream | None:
     """Size and precision in the header of a JPEG, JPEG-LS or JPEG 2000 code stream, or None where there is none."""
-    at = frame.find(b"\xff\x4f\xff\x51", 0, 1024)  # a JPEG 2000 file's boxes may come first
-    if at >= 0 and len(frame) >= at + 44:
+    at = 0
+    while frame.startswith(JP2) and frame[at + 4:at + 8] != b"jp2c":  # a JPEG 2000 file's boxes come first
+        size = int.from_bytes(frame[at:at + 4], "big")
+        if size < 8 or at + size >= len(frame):
+            return None
+        at += size
+    at += 8 if frame.startswith(JP2) else 0
+    if frame[at:at + 4] == b"\xff\x4f\xff\x51" and len(frame) >= at + 44:
         right, bottom, left, top = (int.from_bytes(frame[at + k:at + k + 4], "big") for k in (8, 12, 16, 20))
         return Stream(bottom - top, right - left, int.from_bytes(frame[at + 40:at + 42], "big"), (frame[at + 42] & 0x7F) + 1)
     if not frame.startswith(b"\xff\xd8"):
