@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import __version__, config
 from .errors import OutOfTime, SOSError
-from .stages import BASSED5
+from .stages import BASSED5, get_scheme
 
 JSON_KEYS = ("path", "stage", "probabilities", "expected_stage", "uncertainty", "peak", "box", "warnings", "error")
 
@@ -206,6 +206,49 @@ def make_grid(client, profile: str, args) -> list:
         return make_runs(client, study, jobs, args.runs_per_gpu, made)
 
 
+def suspects(args) -> int:
+    """Say which images of a cohort to look at again: those whose stage or box the networks do not believe.
+
+    Writes a table beside the manifest, by which the review tool orders the images, and prints the first of them.
+    """
+    profile = profile_of(args)
+    from tqdm import tqdm
+
+    from .cohort.reviews import SUSPECTS
+    from .study.suspects import suspects as judge
+    from .study.training import Study
+
+    with tqdm(total=args.folds, unit="fold", leave=False, disable=not sys.stderr.isatty()) as bar:
+        table = judge(Study(profile, args.manifest), args.folds, progress=lambda *_: bar.update())
+    out = args.out or str(Path(args.manifest).with_name(SUSPECTS))
+    with whole_file(out) as file:
+        table.to_csv(file, index=False, float_format="%.4g")
+    for row in table.head(args.top).itertuples():
+        print(f"{row.score:5.2f}  {row.patient_id}  {row.image}: {row.reasons or 'no single reason'}")
+    print(f"{out}: {len(table)} images, the most suspicious first")
+    return 0
+
+
+def agreement(args) -> int:
+    """Say how far readers agree: with each other and with the manifest, from the stages in the reviews beside it."""
+    from .cohort.manifest import read_rows
+    from .cohort.reviews import REVIEWS, read_reviews
+    from .study.agreement import agreement as compare
+    from .study.agreement import fleiss_kappa
+
+    table, reviews, scheme = read_rows(Path(args.manifest)), read_reviews(Path(args.manifest).with_name(REVIEWS)), get_scheme(args.scheme)
+    pairs = compare(table, reviews, scheme)
+    for row in pairs.itertuples():
+        known = f", {100 * row.agreement:.1f} % agree, kappa {row.kappa:.3f} ({row.low:.3f} to {row.high:.3f})" if row.images else ""
+        print(f"{row.one} and {row.other}: {row.images} images{known}")
+    if pairs.empty:
+        print("nobody has read a stage yet")
+    together = fleiss_kappa(table, reviews, scheme)
+    if together["readers"] > 2:
+        print(f"{together['readers']} readers: {together['images']} images, Fleiss' kappa {together['kappa']:.3f}")
+    return 0
+
+
 def release(args) -> int:
     """Make the student of a run the weights that ship inside the package, with their model card."""
     from .study.runs import Run
@@ -315,6 +358,17 @@ def build_parser() -> argparse.ArgumentParser:
                        "the same files as this machine")
     where.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="start workers as Slurm jobs: cores=8 memory=32GB walltime=04:00:00 "
                        "queue=gpu and all else that dask-jobqueue's SLURMCluster takes")
+
+    sub = command("suspects", suspects, "sos suspects cohort/manifest.csv --profile quick")
+    sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
+    sub.add_argument("--profile", help="whose crop teacher judges (default: paper with a CUDA device, else quick)")
+    sub.add_argument("--folds", type=int, default=4, help="trainings, each without one share of the patients (default: %(default)s)")
+    sub.add_argument("--top", type=int, default=20, metavar="N", help="print so many (default: %(default)s)")
+    sub.add_argument("--out", metavar="CSV", help="default: suspects.csv beside the manifest")
+
+    sub = command("agreement", agreement, "sos agreement cohort/manifest.csv")
+    sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort, its reviews.csv beside it")
+    sub.add_argument("--scheme", default=BASSED5.name, help="staging scheme (default: %(default)s)")
 
     sub = command("release", release, "sos release runs/paper/models/student-0123456789ab")
     sub.add_argument("run", metavar="RUN", help="folder of a student's run")
