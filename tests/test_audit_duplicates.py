@@ -1,9 +1,9 @@
-"""One exposure exported twice is found under another patient; different people, and other slices of one, are not.
+"""One exposure exported twice is found under another patient; different people are no pair.
 
-Measured with the same code, not run here for its time. 120 virtual patients, each exported again, among 300 that hold their originals; found:
-JPEG of quality 50, half size, other window, gamma 0.5 to 1.9, noise of 5 % of the grey scale, mirrored, turned by 2°, 5 % cut off all sides or
-0 to 6 % off each, both mirrored and turned: 100 %; between bars of up to a quarter of its height 98 %; cut, turned, windowed, halved and
-compressed at once 97 %. Not one false pair among them.
+Measured on the cohort on which the thresholds were chosen, not run here for its time. 120 virtual patients, each exported again, among 300 that
+hold their originals; found: JPEG of quality 50, half size, other window, gamma 0.5 to 1.9, noise of 5 % of the grey scale, mirrored, turned by 2°,
+5 % cut off all sides or 0 to 6 % off each, cut and mirrored, cut and turned: 100 %; between bars of up to a quarter of its height 98 %; cut, turned,
+windowed, halved and compressed at once 97 %. Not one false pair among them, nor in another cohort of 1,200 (719,400 pairs).
 """
 
 import io
