@@ -35,20 +35,12 @@ def audit(args) -> int:
 
     with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
         report = check(args.manifest, progress=shown_by(bar))
-    print(report.to_json() if args.json else audit_text(report))
+    if args.html:
+        from .cohort.audit_page import write_page
+
+        write_page(report, args.html)
+    print(report.to_json() if args.json else report.to_text(args.all))
     return report.exit_code
-
-
-def audit_text(report) -> str:
-    """An audit's report as lines: counts first, then each finding with what to do about it."""
-    counts = report.counts
-    lines = [f"{report.manifest}: {counts['rows']} rows, {counts['patients']} patients, {counts['images_readable']} of {counts['images']} "
-             f"images readable; {counts['errors']} errors, {counts['warnings']} warnings"
-             + ("" if report.usable else "; this cohort cannot be used")]
-    for finding in json.loads(report.to_json())["findings"]:
-        place = f"row {finding['row']}, " if finding["row"] else ""
-        lines.append(f"{finding['severity']}: {place}{finding['file']}: {finding['what']}; {finding['advice']}")
-    return "\n".join(lines)
 
 
 def collect(args) -> int:
@@ -304,9 +296,11 @@ def build_parser() -> argparse.ArgumentParser:
                      help="0: as easy as a textbook picture; 1: the standard cohort; 2: hard (default: %(default)g)")
     sub.add_argument("--volumes", action="store_true", help="whole heads as series of axial slices, about 150 MB each")
 
-    sub = command("audit", audit, "sos audit cohort/manifest.csv")
+    sub = command("audit", audit, "sos audit cohort/manifest.csv --html audit.html")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
     sub.add_argument("--json", action="store_true", help="one JSON object in place of text")
+    sub.add_argument("--all", action="store_true", help="text: every finding, not only the first lines of each kind")
+    sub.add_argument("--html", metavar="PAGE", help="also write a page with charts and thumbnails, one file that needs no network")
 
     sub = command("collect", collect, "sos collect scans --table sheet.xlsx --columns patient_id=PatNr stage=Grade age_y=Age --values sex:1=M,2=F")
     sub.add_argument("folder", metavar="FOLDER", help="where the images lie, in folders of any depth")

@@ -47,6 +47,8 @@ class Stager:
         value: 0 certain, 1 ignorant), peak (x, y) and box (x0, y0, x1, y1) in pixels of the image, and cam: the Grad-CAM (n, n) of the
         decided stage over the square frame.
         """
+        if (content := image.record.get("content")) is not None:
+            return self._look_at(image, content)
         native, scale, _ = reduce_to(image, NATIVE_PX)
         size = torch.tensor([native.shape])
         scene = still_scene(size)
@@ -71,6 +73,16 @@ class Stager:
                 "expected_stage": float(probabilities @ labels), "uncertainty": float(entropy),
                 "peak": [float(x[0]), float(y[0])] if seen else None,
                 "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam[0].numpy()}
+
+    def _look_at(self, image: GreyImage, content: tuple[int, int, int, int]) -> dict:
+        """`look` at a part of the image alone, between a screenshot's borders; places are those of the whole image, cam that of the part."""
+        x0, y0, x1, y1 = content
+        part = GreyImage(np.ascontiguousarray(image.pixels[y0:y1, x0:x1]), image.spacing_mm, image.record | {"content": None})
+        answer = self.look(part)
+        if answer["box"] is not None:
+            answer["peak"] = [float(v) for v in np.add(answer["peak"], (x0, y0))]
+            answer["box"] = [float(v) for v in np.add(answer["box"], content[:2] * 2)]
+        return answer
 
 
 def region(cam: np.ndarray) -> list[list[float]]:
@@ -144,8 +156,9 @@ def save_picture(path: Path, image: GreyImage, cam: np.ndarray, answer: dict, st
     from matplotlib.patches import Rectangle
 
     height, width = image.pixels.shape
-    side = max(height, width)
-    frame = ((width - side) / 2, (width + side) / 2, (height + side) / 2, (height - side) / 2)  # the square frame in pixels of the image
+    x0, y0, x1, y1 = image.record.get("content") or (0, 0, width, height)
+    side = max(x1 - x0, y1 - y0)
+    frame = ((x0 + x1 - side) / 2, (x0 + x1 + side) / 2, (y0 + y1 + side) / 2, (y0 + y1 - side) / 2)  # the square frame in pixels of the image
     fig = Figure(figsize=(8.4, 3.4), layout="constrained")
     plain, seen, bars = fig.subplots(1, 3, width_ratios=(3, 3, 2))
     for ax in (plain, seen):
