@@ -278,7 +278,7 @@ def test_faults_are_told_in_the_panel(manifest, tmp_path):
     manifest.write_text(manifest.read_text().replace("0.png", "/etc/hostname"))
     panel = review(manifest, "AB")
     panel.jump.value = "a"
-    assert "lies outside the manifest's folder" in panel.message.value
+    assert "hostname: lies outside the manifest" in panel.message.value
     manifest.with_name("reviews.csv").write_text("when,who\n")
     panel.refresh.click()
     assert "not a file of reviews" in panel.message.value
