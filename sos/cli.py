@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from . import __version__, config
 from .errors import OutOfTime, SOSError
 from .rows import JSON_KEYS, json_line, tabled, whole_file
+from .stages import BASSED5, get_scheme
 
 
 def phantom(args) -> int:
@@ -28,26 +30,57 @@ def audit(args) -> int:
     from .cohort.audit import audit as check
 
     with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+        report = check(args.manifest, progress=shown_by(bar))
+    if args.html:
+        from .cohort.audit_page import write_page
 
-        def progress(done, total):
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = check(args.manifest, progress=progress)
-    print(report.to_json() if args.json else audit_text(report))
+        write_page(report, args.html)
+    print(report.to_json() if args.json else report.to_text(args.all))
     return report.exit_code
 
 
-def audit_text(report) -> str:
-    """An audit's report as lines: counts first, then each finding with what to do about it."""
-    counts = report.counts
-    lines = [f"{report.manifest}: {counts['rows']} rows, {counts['patients']} patients, {counts['images_readable']} of {counts['images']} "
-             f"images readable; {counts['errors']} errors, {counts['warnings']} warnings"
-             + ("" if report.usable else "; this cohort cannot be used")]
-    for finding in json.loads(report.to_json())["findings"]:
-        place = f"row {finding['row']}, " if finding["row"] else ""
-        lines.append(f"{finding['severity']}: {place}{finding['file']}: {finding['what']}; {finding['advice']}")
-    return "\n".join(lines)
+def collect(args) -> int:
+    """Write the manifest of a folder of images and a spreadsheet with columns of any names: exit 1 where rows had to be kept out.
+
+    Columns are found by --columns or by well-known names, images by a column with their names or by the patient's identifier in names of
+    folders and files. What was understood is printed, and why each row that was kept out was. Text as CSV or TSV, or XLSX.
+    """
+    from tqdm import tqdm
+
+    from .cohort.audit import audit as check
+    from .cohort.collect import collect as gather
+    from .cohort.collect import pairs, value_maps
+    from .cohort.words import spoken
+
+    def bar(unit):
+        return tqdm(unit=unit, leave=False, disable=not sys.stderr.isatty())
+
+    with bar("row") as rows:
+        done = gather(args.folder, args.table, args.out, columns=pairs(args.columns, "--columns"), values=value_maps(args.values), sheet=args.sheet,
+                      header=args.header, months=args.months, dates=args.dates, box=args.box, keep=tuple(args.keep), match=args.match, into=args.into,
+                      pseudonyms=args.pseudonyms, key=args.key, force=args.force, progress=shown_by(rows))
+    print("\n".join([*done.mapping, *done.notes]))
+    for number, reason in done.rejected[:20]:
+        print(f"kept out: row {number}: {reason}")
+    print(f"{done.manifest}: {spoken(done.rows)}, {done.patients} patients"
+          + (f"; {spoken(len(done.rejected))} kept out, listed in {done.rejects}" if done.rejected else ""))
+    if done.without_box:
+        print(f"{spoken(done.without_box)} without a box, which must be drawn before a study can use them")
+    with bar("image") as images:
+        counts = check(done.manifest, progress=shown_by(images)).counts
+    print(f"audit: {counts['images_readable']} of {counts['images']} images readable; {counts['errors']} errors, {counts['warnings']} warnings; "
+          f"`sos audit {shlex.quote(str(done.manifest))}` lists them")
+    return 1 if done.rejected else 0
+
+
+def shown_by(bar):
+    """What keeps a progress bar at (done, total)."""
+
+    def progress(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress
 
 
 def predict(args) -> int:
@@ -132,6 +165,49 @@ def export(args) -> int:
     return 0
 
 
+def suspects(args) -> int:
+    """Say which images of a cohort to look at again: those whose stage or box the networks do not believe.
+
+    Writes a table beside the manifest, by which the review tool orders the images, and prints the first of them.
+    """
+    profile = profile_of(args)
+    from tqdm import tqdm
+
+    from .cohort.reviews import SUSPECTS
+    from .study.suspects import suspects as judge
+    from .study.training import Study
+
+    with tqdm(total=args.folds, unit="fold", leave=False, disable=not sys.stderr.isatty()) as bar:
+        table = judge(Study(profile, args.manifest), args.folds, progress=lambda *_: bar.update())
+    out = args.out or str(Path(args.manifest).with_name(SUSPECTS))
+    with whole_file(out) as file:
+        table.to_csv(file, index=False, float_format="%.4g")
+    for row in table.head(args.top).itertuples():
+        print(f"{row.score:5.2f}  {row.patient_id}  {row.image}: {row.reasons or 'no single reason'}")
+    print(f"{out}: {len(table)} images, the most suspicious first")
+    return 0
+
+
+def agreement(args) -> int:
+    """Say how far readers agree: with each other and with the manifest, from the stages in the reviews beside it."""
+    from .cohort.manifest import read_rows
+    from .cohort.reviews import REVIEWS, read_reviews
+    from .study.agreement import agreement as compare
+    from .study.agreement import fleiss_kappa
+
+    table, reviews, scheme = read_rows(Path(args.manifest)), read_reviews(Path(args.manifest).with_name(REVIEWS)), get_scheme(args.scheme)
+    pairs = compare(table, reviews, scheme)
+    for row in pairs.itertuples():
+        known = f", {100 * row.agreement:.1f} % agree, kappa {row.kappa:.3f} ({row.low:.3f} to {row.high:.3f})" if row.images else ""
+        print(f"{row.one} and {row.other}: {row.images} images{known}")
+    if pairs.empty:
+        print("nobody has read a stage yet")
+    together = fleiss_kappa(table, reviews, scheme)
+    if together["readers"] > 2:
+        print(f"{together['readers']} readers: {together['images']} images, Fleiss' kappa {together['kappa']:.3f}")
+    return 0
+
+
 def release(args) -> int:
     """Make the student of a run the weights that ship inside the package, with their model card."""
     from .study.runs import Run
@@ -179,9 +255,34 @@ def build_parser() -> argparse.ArgumentParser:
                      help="0: as easy as a textbook picture; 1: the standard cohort; 2: hard (default: %(default)g)")
     sub.add_argument("--volumes", action="store_true", help="whole heads as series of axial slices, about 150 MB each")
 
-    sub = command("audit", audit, "sos audit cohort/manifest.csv")
+    sub = command("audit", audit, "sos audit cohort/manifest.csv --html audit.html")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
     sub.add_argument("--json", action="store_true", help="one JSON object in place of text")
+    sub.add_argument("--all", action="store_true", help="text: every finding, not only the first lines of each kind")
+    sub.add_argument("--html", metavar="PAGE", help="also write a page with charts and thumbnails, one file that needs no network")
+
+    sub = command("collect", collect, "sos collect scans --table sheet.xlsx --columns patient_id=PatNr stage=Grade age_y=Age --values sex:1=M,2=F")
+    sub.add_argument("folder", metavar="FOLDER", help="where the images lie, in folders of any depth")
+    sub.add_argument("--table", required=True, metavar="SHEET", help="XLSX, CSV or TSV with one row an image or a patient")
+    sub.add_argument("--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN", help="patient_id, stage, and where there are: "
+                     "image, age_y (or birth_date and exam_date), sex, x0, y0, x1, y1, split; 'column C' for one without a name; NAME= for none")
+    sub.add_argument("--values", nargs="+", action="extend", default=[], metavar="NAME:OLD=NEW,...", help="what words mean: sex:1=M,2=F or "
+                     "stage:0=1,1=2,2=3,3=4,4=5; a word that is not listed then keeps its row out")
+    sub.add_argument("--months", action="store_true", help="ages are in months")
+    sub.add_argument("--dates", choices=("dmy", "mdy"), default="", help="order of dates with slashes, where the column does not tell")
+    sub.add_argument("--box", choices=("xyxy", "xywh", "centre"), default="xyxy", help="what x0 y0 x1 y1 hold, in pixels of the decoded image: "
+                     "edges; left, top, width, height; or centre, width, height (default: %(default)s)")
+    sub.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="further columns to carry over")
+    sub.add_argument("--sheet", default="", metavar="NAME", help="sheet of the workbook (default: the first)")
+    sub.add_argument("--header", type=int, default=0, metavar="ROW", help="row with the names of columns (default: the first with two cells)")
+    sub.add_argument("--match", choices=("name", "dicom-patient-id"), default="name", help="without a column of images: by the identifier in "
+                     "names of folders and files, or by that in DICOM headers, which is never shown (default: %(default)s)")
+    sub.add_argument("--out", metavar="CSV", help="the manifest (default: manifest.csv in FOLDER, or in --into)")
+    sub.add_argument("--force", action="store_true", help="write over a manifest that is there")
+    sub.add_argument("--into", metavar="DIR", help="link or copy the images into a new folder under neutral names, each series in a folder "
+                     "of its own")
+    sub.add_argument("--pseudonyms", action="store_true", help="p0001 and so on in place of patients' identifiers")
+    sub.add_argument("--key", metavar="FILE", help="write which pseudonym and neutral name is whose, readable by you alone")
 
     sub = command("predict", predict, "sos predict scan.dcm series/ slice.png --out stages.csv --cam pictures")
     sub.add_argument("paths", metavar="PATH", nargs="+", help="DICOM file, folder with a DICOM series, PNG or JPEG")
@@ -222,6 +323,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("export", export, "sos export released --out staging-onnx")
     sub.add_argument("run", metavar="RUN", help="folder of a student's or baseline's run, or the word `released`: the student that ships with sos")
     sub.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the network and what describes it")
+
+    sub = command("suspects", suspects, "sos suspects cohort/manifest.csv --profile quick")
+    sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
+    sub.add_argument("--profile", help="whose crop teacher judges (default: paper with a CUDA device, else quick)")
+    sub.add_argument("--folds", type=int, default=4, help="trainings, each without one share of the patients (default: %(default)s)")
+    sub.add_argument("--top", type=int, default=20, metavar="N", help="print so many (default: %(default)s)")
+    sub.add_argument("--out", metavar="CSV", help="default: suspects.csv beside the manifest")
+
+    sub = command("agreement", agreement, "sos agreement cohort/manifest.csv")
+    sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort, its reviews.csv beside it")
+    sub.add_argument("--scheme", default=BASSED5.name, help="staging scheme (default: %(default)s)")
 
     sub = command("release", release, "sos release runs/paper/models/student-0123456789ab")
     sub.add_argument("run", metavar="RUN", help="folder of a student's run")

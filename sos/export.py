@@ -160,7 +160,8 @@ The numbers stand in `preprocessing.json`. One mid-sagittal image, the whole of 
    transparent pixels (alpha below 128) are not measured.
 2. **Grey.** Of the n measured values in rising order take number ⌈{how["dark"]} n⌉ and number ⌈{how["bright"]} n⌉, counted from 1 (no
    interpolation; where they are equal, the least and the largest). The first becomes 0, the second 1, linearly, in single precision, by a
-   product with the reciprocal of their difference; clip to [0, 1]. What was not measured becomes 0.
+   product with the reciprocal of their difference; clip to [0, 1]. What was not measured becomes 0. Of a screenshot whose plain borders take more than
+   a quarter of its longer side, `sos predict` goes on with what lies between them; `stage.py` does not look for borders: cut them off first.
 3. **Reduce.** Where the longer side exceeds {how["native_px"]} pixels: resize to {how["native_px"]} over it, sides rounded, by a triangle filter as wide as the
    reduction (Pillow's BILINEAR; torch's `antialias=True`), not by bare bilinear sampling. Smaller images stay as they are. Then 255 times, rounded to
    whole numbers (half to even).

@@ -10,6 +10,7 @@ from pathlib import Path
 from .config import home
 from .errors import OutOfTime
 
+ALLOW_OUTSIDE = "SOS_ALLOW_OUTSIDE"  # environment variable: 1 lets a manifest name images anywhere on the machine
 LOOK_AGAIN_S = 1.0  # between two looks at a lock that another process holds
 
 
@@ -18,6 +19,28 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".part.{path.name}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def outside_allowed() -> bool:
+    """Whether the user trusts manifests with images anywhere."""
+    return os.environ.get(ALLOW_OUTSIDE) == "1"
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether `path`, or a link inside the folder that it names, leads out of the folder `root`; also where it cannot be followed.
+
+    Always False where the environment variable SOS_ALLOW_OUTSIDE is 1: then files outside are wanted.
+    """
+    if outside_allowed():
+        return False
+    try:
+        home_of_all = root.resolve()
+        if not path.resolve().is_relative_to(home_of_all):
+            return True
+        links = (item for item in path.rglob("*") if item.is_symlink()) if path.is_dir() else ()
+        return any(not link.resolve().is_relative_to(home_of_all) for link in links)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
+        return True
 
 
 @contextmanager

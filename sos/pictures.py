@@ -21,8 +21,9 @@ WARNING = "RESEARCH USE ONLY\nnot for clinical decisions"
 def overlay(ax, image: GreyImage, cam: np.ndarray, answer: dict) -> None:
     """Draw the image, the heat map over it, the box and the peak, in pixels of the image."""
     height, width = image.pixels.shape
-    side = max(height, width)
-    frame = ((width - side) / 2, (width + side) / 2, (height + side) / 2, (height - side) / 2)  # the square frame in pixels of the image
+    x0, y0, x1, y1 = image.record.get("content") or (0, 0, width, height)
+    side = max(x1 - x0, y1 - y0)
+    frame = ((x0 + x1 - side) / 2, (x0 + x1 + side) / 2, (y0 + y1 + side) / 2, (y0 + y1 - side) / 2)  # the square frame in pixels of the image
     ax.imshow(image.pixels, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     heat = np.clip(cam / max(cam.max(), 1e-12), 0, 1)
     ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * heat**0.5, extent=frame, interpolation="bilinear")

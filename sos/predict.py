@@ -50,6 +50,8 @@ class Stager:
         value: 0 certain, 1 ignorant), peak (x, y) and box (x0, y0, x1, y1) in pixels of the image, and cam: the Grad-CAM (n, n) of the
         decided stage over the square frame.
         """
+        if (content := image.record.get("content")) is not None:
+            return self._look_at(image, content)
         native, scale, _ = reduce_to(image, NATIVE_PX)
         size = torch.tensor([native.shape])
         scene = still_scene(size)
@@ -74,6 +76,16 @@ class Stager:
                 "expected_stage": float(probabilities @ labels), "uncertainty": float(entropy),
                 "peak": [float(x[0]), float(y[0])] if seen else None,
                 "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam[0].numpy()}
+
+    def _look_at(self, image: GreyImage, content: tuple[int, int, int, int]) -> dict:
+        """`look` at a part of the image alone, between a screenshot's borders; places are those of the whole image, cam that of the part."""
+        x0, y0, x1, y1 = content
+        part = GreyImage(np.ascontiguousarray(image.pixels[y0:y1, x0:x1]), image.spacing_mm, image.record | {"content": None})
+        answer = self.look(part)
+        if answer["box"] is not None:
+            answer["peak"] = [float(v) for v in np.add(answer["peak"], (x0, y0))]
+            answer["box"] = [float(v) for v in np.add(answer["box"], content[:2] * 2)]
+        return answer
 
 
 def region(cam: np.ndarray) -> list[list[float]]:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from . import config
 from .errors import CohortError, RunError
-from .files import write_whole
+from .files import leads_out, write_whole
 
 RUN_FILES = ("config.json", "predictions.csv", "mirrored.csv", "weights.safetensors")  # of a trained run: what later steps depend on
 
 
 def manifest_fingerprint(path: Path) -> str:
-    """SHA-256 of a manifest's bytes and the size of each image in it (for a folder: of all its files); '' without a manifest.
+    """SHA-256 of a manifest's bytes, the size of each image in it (for a folder: of all its files), and what reviews beside it say of stages,
+    boxes, readings and exclusions; '' without a manifest.
 
-    Raises CohortError for a manifest that cannot be read.
+    Raises CohortError for a manifest or for reviews that cannot be read.
     """
     if not path.is_file():
         return ""
@@ -30,11 +31,24 @@ def manifest_fingerprint(path: Path) -> str:
     sizes = []
     for row in csv.DictReader(text.splitlines()):
         image = path.parent / (row.get("image") or "")
-        if image.is_dir():
+        if leads_out(image, path.parent):  # nothing is known of it, and a whole disk is not walked through
+            sizes.append(-1)
+        elif image.is_dir():
             sizes.append(sum(p.stat().st_size for p in image.rglob("*") if p.is_file()))
         else:
             sizes.append(image.stat().st_size if image.exists() else -1)
-    return config.digest([hashlib.sha256(text.encode()).hexdigest(), sizes])
+    return config.digest([hashlib.sha256(text.encode()).hexdigest(), sizes, *spoken_reviews(path.with_name("reviews.csv"))])
+
+
+def spoken_reviews(path: Path) -> list[list[str]]:
+    """Who said what of which image, the last word of each person on each field; notes and disputes change no result."""
+    if not path.is_file():
+        return []
+    from .cohort.reviews import read_reviews
+
+    reviews = read_reviews(path).query("field in ['box', 'stage', 'reading', 'exclude']")
+    key = ["who", "patient_id", "image", "field"]
+    return reviews.drop_duplicates(key, keep="last")[[*key, "value"]].values.tolist()
 
 
 def stamp(path: Path) -> dict:

@@ -4,6 +4,7 @@ import fcntl
 import os
 
 import pytest
+from browser import chromium, jupyter, lab  # noqa: F401
 
 from sos.phantom.write import write_cohort
 

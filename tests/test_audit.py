@@ -8,11 +8,13 @@ import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from sos.cohort import audit as audit_module
+from sos.cohort import audit_files
 from sos.cohort.audit import audit
+from sos.cohort.audit_headers import DUMMY, REMOVED
 from sos.stages import BASSED5, FRANKLIN4
 
 SIDE = 520
@@ -37,7 +39,7 @@ def write_dicom(path: Path, stored: np.ndarray, **attributes) -> Path:
     data.Rows, data.Columns = stored.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
     data.PixelSpacing, data.ImageOrientationPatient = [0.3, 0.3], [0, 1, 0, 0, 0, -1]
-    data.PatientIdentityRemoved, data.PatientID, data.PatientName = "YES", "p0", "p0"
+    data.PatientIdentityRemoved, data.DeidentificationMethod, data.PatientID, data.PatientName = "YES", "by a test", "p0", "p0"
     data.PatientAge, data.PatientSex = "012Y", "F"
     data.PixelData = stored.tobytes()
     for name, value in attributes.items():
@@ -71,7 +73,7 @@ def test_a_sound_cohort_has_no_finding(tmp_path):
     assert told(report) == [] and report.usable and report.exit_code == 0
     assert report.counts == {"rows": 4, "patients": 4, "images": 4, "images_readable": 4, "errors": 0, "warnings": 0}
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert list(report.to_frame().columns) == ["severity", "row", "patient_id", "file", "what", "advice"]
+    assert list(report.to_frame().columns) == ["severity", "row", "patient_id", "file", "what", "advice", "kind"]
 
 
 CELLS = {  # column, what is written there in row 3 (patient p1), severity, what is told
@@ -175,8 +177,8 @@ def test_files_outside_the_folder_are_not_opened(tmp_path, name, monkeypatch):
     (root / "link.dcm").symlink_to(tmp_path / "outside.dcm")
     rows[1][1] = name
     opened = []
-    real = audit_module.read_image
-    monkeypatch.setattr(audit_module, "read_image", lambda path: opened.append(path.name) or real(path))
+    real = audit_files.read_image
+    monkeypatch.setattr(audit_files, "read_image", lambda path: opened.append(path.name) or real(path))
     assert told(run(root, rows)) == [("error", 3, "unreadable: lies outside the manifest's folder and was not opened")]
     assert sorted(opened) == ["0.dcm", "2.dcm", "3.dcm"]
 
@@ -185,6 +187,7 @@ def test_coarse_small_clipped_and_odd_images_are_told(tmp_path):
     rows = write_cohort(tmp_path, 5)
     write_dicom(tmp_path / "0.dcm", pixels(0), PixelSpacing=[0.7, 0.7])
     Image.fromarray(pixels(1)[:400]).save(tmp_path / "1.dcm", "PNG")
+    rows[1][5:9] = [200, 210, 260, 260]
     saturated = pixels(2)
     saturated[saturated > 1600] = 1600
     write_dicom(tmp_path / "2.dcm", saturated)
@@ -196,9 +199,23 @@ def test_coarse_small_clipped_and_odd_images_are_told(tmp_path):
     black = round(100 * (dark <= np.percentile(dark, 0.5)).mean())
     assert told(run(tmp_path, rows)) == [
         ("warning", 2, "pixels of 0.7 mm are too coarse to see the joint"),
-        ("warning", 3, "520×400 px are few to see the joint in"),
+        ("warning", 3, "60 px across the box are few to see the joint in"),
         ("warning", 4, f"{share} % of the pixels are clipped at the bright end"),
         ("warning", 5, f"{black} % of the pixels are clipped at the dark end"), ("warning", 6, "the modality is MR, not CT")]
+
+
+def test_a_small_field_of_fine_pixels_is_no_low_resolution(tmp_path):
+    rows = [row + [""] for row in write_cohort(tmp_path, 3)]
+    for i in range(3):
+        write_dicom(tmp_path / f"{i}.dcm", pixels(i)[60:460, 60:460])
+    Image.fromarray(pixels(1)[60:460, 60:460]).save(tmp_path / "1.dcm", "PNG")  # 90 px across the box are enough
+    Image.fromarray(pixels(2)[60:460, 60:460]).save(tmp_path / "2.dcm", "PNG")
+    rows[2][5:9], rows[2][10] = [200, 210, 240, 250], 0.4  # the manifest knows the spacing
+    assert told(run(tmp_path, rows, HEADER + ",spacing_mm")) == []
+    rows[2][10] = 0.8
+    assert told(run(tmp_path, rows, HEADER + ",spacing_mm")) == [("warning", 4, "pixels of 0.8 mm are too coarse to see the joint")]
+    rows[2][5], rows[2][10] = "", ""
+    assert ("warning", 4, "400×400 px are few to see the joint in") in told(run(tmp_path, rows, HEADER + ",spacing_mm"))
 
 
 def test_the_spacing_column_is_compared_with_the_file(tmp_path):
@@ -232,14 +249,35 @@ def test_identifying_fields_are_named_and_never_quoted(tmp_path):
         assert "ROSALIND" not in text and "1999" not in text
 
 
+def test_the_header_must_say_that_and_how_it_was_de_identified(tmp_path):
+    rows = write_cohort(tmp_path, 4)
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Application Confidentiality Profile"
+    write_dicom(tmp_path / "0.dcm", pixels(0), DeidentificationMethod="")
+    write_dicom(tmp_path / "1.dcm", pixels(1), DeidentificationMethod="", DeidentificationMethodCodeSequence=[code])
+    write_dicom(tmp_path / "2.dcm", pixels(2), PatientIdentityRemoved="", PatientID="", PatientName="", DeidentificationMethod=SECRET)
+    write_dicom(tmp_path / "3.dcm", pixels(3), PatientIdentityRemoved="NO", PatientID="", PatientName="", DeidentificationMethod="")
+    report = run(tmp_path, rows)
+    assert told(report) == [("warning", 2, "the header says that it was de-identified, and not how"),
+                            ("warning", 4, "the header does not say that it was de-identified"),
+                            ("warning", 5, "the header does not say that it was de-identified")]
+    assert [finding.advice.endswith("beside the method that it names") for finding in report.findings] == [False, True, False]
+    assert "ROSALIND" not in report.to_json()
+
+
+def test_every_listed_header_field_is_one_of_the_standard():
+    assert all(tag_for_keyword(name) for name in REMOVED + DUMMY if not name.startswith("Overlay"))
+    assert len(set(REMOVED + DUMMY)) == len(REMOVED + DUMMY)
+
+
 def test_every_header_of_a_series_is_looked_at(tmp_path, monkeypatch):
     rows = write_cohort(tmp_path)
     (tmp_path / "series").mkdir()
     for i in range(3):
         write_dicom(tmp_path / f"series/{i}", pixels(20 + i), **({"PatientAddress": SECRET} if i == 2 else {}))
     rows[1][1] = "series"
-    real = audit_module.read_image  # three slices are no volume; what the reader cuts out of one is tested with the reader
-    monkeypatch.setattr(audit_module, "read_image", lambda path: real(path / "0" if path.is_dir() else path))
+    real = audit_files.read_image  # three slices are no volume; what the reader cuts out of one is tested with the reader
+    monkeypatch.setattr(audit_files, "read_image", lambda path: real(path / "0" if path.is_dir() else path))
     assert told(run(tmp_path, rows)) == [("warning", 3, "identifying header fields: PatientAddress")]
 
 

@@ -206,6 +206,11 @@ def test_distances_without_the_truth_are_empty_and_the_figure_says_so(study, run
     assert any("unknown" in text.get_text() for text in texts(figures.joint_distances(table, True)))
 
 
+def test_notebook_03_can_sum_up_distances_of_a_cohort_without_the_place_of_the_joint(study, runs, maps):
+    table = attention.joint_distances(study, runs["crop teacher"], maps.drop(columns="joint_mm"))
+    assert table.groupby("source", sort=False)["joint_mm"].quantile([0.5, 0.9]).unstack().empty  # TypeError where the empty column is of objects
+
+
 @pytest.mark.parametrize("scheme", [BASSED5, FRANKLIN4], ids=lambda s: s.name)
 def test_stage_colours_darken_with_fusion(scheme):
     weights = np.array([0.2126, 0.7152, 0.0722])

@@ -22,7 +22,7 @@ PROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
 DEPENDENCIES = [Requirement(text) for text in tomllib.loads(PROJECT)["project"]["dependencies"]]
 GIVEN = {"jupyterlab", "papermill", "torch", "torchvision", "fastai", "pydicom", "seaborn", "nbval", "pytest"}
 MODULES = {"sklearn": "scikit-learn", "PIL": "pillow", "xdist": "pytest-xdist", "openjpeg": "pylibjpeg-openjpeg",
-           "jpeg_ls": "pyjpegls"}
+           "jpeg_ls": "pyjpegls", "gdcm": "python-gdcm"}
 PEERS = {"pytorch_grad_cam": "grad-cam", "torchdistill": "torchdistill"}  # they made tests/references, and nothing else knows them
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 

@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from dicoms import COLUMNS, ROWS, VOLUMES, bytes_of, ct, dicom_bytes, encoded, enhanced, in_stream, picture, save, seeds, write_volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
-    CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
-    JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
+    DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1,
+    JPEGLSLossless, RLELossless)
 
 from sos.errors import ImageError
-from sos.images import dicom, midsagittal, reader
+from sos.images import apart, header, midsagittal, reader
 from sos.images.dicom import DicomImage, Volume, read_dicom, read_series
 from sos.images.midsagittal import find_plane, midsagittal_slice
 from sos.images.reader import GreyImage, read_image, window_of
@@ -38,56 +39,6 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}:{module}") for kind, m
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data/test_files"
 REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference-images"
-ROWS, COLUMNS = 60, 80
-
-
-def picture(bits: int = 12) -> np.ndarray:
-    """(60, 80) int32 from 0 to 2**bits - 1: a ramp, a disc, noise; no symmetry, so that a flip or a transposition is seen."""
-    y, x = np.mgrid[:ROWS, :COLUMNS]
-    grey = 0.2 + 0.5 * x / COLUMNS + 0.2 * y / ROWS + 0.3 * ((x - 20) ** 2 + (y - 40) ** 2 < 90)
-    grey += np.random.default_rng(0).normal(0, 0.02, grey.shape)
-    return np.clip(grey / 1.3 * (2**bits - 1), 0, 2**bits - 1).round().astype(np.int32)
-
-
-def ct(stored: np.ndarray, *, syntax=ExplicitVRLittleEndian, bits=None, **attributes) -> Dataset:
-    """A CT data set of (h, w), (h, w, 3) or (frames, h, w) integers in `stored`, its attributes overridden by keyword; None
-    removes one."""
-    frames = stored.shape[0] if stored.ndim == 3 and stored.shape[-1] != 3 else 1
-    samples = 3 if stored.shape[-1] == 3 else 1
-    allocated = 8 * stored.dtype.itemsize
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=[stored.tobytes().hex()])
-    data.Modality, data.SeriesInstanceUID, data.InstanceNumber = "CT", "1.2.3", 1
-    data.Rows, data.Columns = stored.shape[-2:] if samples == 1 else stored.shape[:2]
-    data.SamplesPerPixel, data.PhotometricInterpretation = samples, "MONOCHROME2" if samples == 1 else "RGB"
-    if samples == 3:
-        data.PlanarConfiguration = 0
-    if frames > 1:
-        data.NumberOfFrames = frames
-    data.BitsAllocated, data.BitsStored, data.PixelRepresentation = allocated, bits or allocated, int(stored.dtype.kind == "i")
-    data.HighBit = data.BitsStored - 1
-    data.PixelSpacing = [0.3, 0.3]
-    data.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
-    data.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-    data["PixelData"].VR = "OB" if allocated == 8 else "OW"
-    for name, value in attributes.items():
-        if value is None:
-            del data[name]
-        else:
-            setattr(data, name, value)
-    return data
-
-
-def save(data: Dataset, path: Path) -> Path:
-    if data.file_meta.TransferSyntaxUID == ExplicitVRBigEndian and data.BitsAllocated == 16:
-        data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
-    with warnings.catch_warnings():  # a test file may hold what pydicom warns of
-        warnings.simplefilter("ignore")
-        data.save_as(path, enforce_file_format=True)
-    return path
 
 
 def expected(values: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
@@ -139,12 +90,6 @@ def test_each_encoding_gives_the_same_pixels(tmp_path, name):
     wanted = ["the photometric interpretation is missing; MONOCHROME2 was assumed"] if name.startswith("no photo") else []
     assert image.record["warnings"] == wanted
     json.dumps(image.record)
-
-
-def encoded(array: np.ndarray, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def test_jpeg_2000_lossless_is_exact(tmp_path):
@@ -200,20 +145,20 @@ def test_damaged_lossless_jpeg_ends_in_an_image_error_not_in_a_crash(tmp_path, s
 
 
 def test_the_process_apart_gives_the_same_pixels_and_comes_back_after_its_death(tmp_path):
-    path, apart = save(ct(picture().astype(np.uint16)), tmp_path / "slice"), dicom._Apart()
-    assert (apart.decode(str(path), 0) == picture()).all()
-    first = apart.child
+    path, other = save(ct(picture().astype(np.uint16)), tmp_path / "slice"), apart.Apart()
+    assert (other.decode(str(path), 0) == picture()).all()
+    first = other.child
     first.kill()
     first.wait()
-    assert (apart.decode(str(path), 0) == picture()).all() and apart.child is not first
+    assert (other.decode(str(path), 0) == picture()).all() and other.child is not first
     with pytest.raises(RuntimeError, match="refused"):
-        apart.decode(str(tmp_path / "none"), 0)
-    assert (apart.decode(str(path), 0) == picture()).all()
-    os.kill(apart.child.pid, signal.SIGSTOP)
+        other.decode(str(tmp_path / "none"), 0)
+    assert (other.decode(str(path), 0) == picture()).all()
+    os.kill(other.child.pid, signal.SIGSTOP)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="took too long"):
-        patch.setattr(dicom, "MAX_DECODE_S", 0.2)
-        apart.decode(str(path), 0)
-    assert apart.child is None
+        patch.setattr(apart, "MAX_DECODE_S", 0.2)
+        other.decode(str(path), 0)
+    assert other.child is None
 
 
 def test_colour_becomes_luminance_with_a_warning(tmp_path):
@@ -279,6 +224,90 @@ def test_doubtful_headers_are_told(tmp_path, attributes, spacing, warning):
     image = read_image(save(ct(picture().astype(np.uint16), **attributes), tmp_path / "slice"))
     assert image.spacing_mm == (None if spacing is None else pytest.approx(spacing))
     assert image.record["warnings"] == [warning]
+
+
+# --- wrong and missing tags ------------------------------------------------------------------------------------------------------
+WRONG = {
+    "no bits stored": (dict(BitsStored=None), "the bits stored are missing or impossible; 16 were assumed"),
+    "more bits stored than allocated": (dict(BitsStored=40), "the bits stored are missing or impossible; 16 were assumed"),
+    "no bits allocated": (dict(BitsAllocated=None), "the bits a pixel are missing; 16 were assumed"),
+    "no sign": (dict(PixelRepresentation=None), "it is not stated whether pixels are signed; unsigned ones were assumed"),
+    "no samples": (dict(SamplesPerPixel=None), "the samples a pixel are missing; 1 was assumed"),
+    "wrong high bit": (dict(BitsStored=12, HighBit=15), None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_tags_that_are_wrong_or_missing_are_mended_and_told(tmp_path, name):
+    attributes, told = WRONG[name]
+    data = ct(picture().astype(np.uint16))
+    for keyword, value in attributes.items():
+        if value is None:
+            del data[keyword]
+        else:
+            setattr(data, keyword, value)
+    image = read_image(save(data, tmp_path / "slice"))
+    np.testing.assert_allclose(image.pixels, expected(picture())[0], atol=2e-6)
+    assert image.record["warnings"] == ([told] if told else [])
+
+
+def test_a_malformed_number_of_frames_is_one(tmp_path):
+    content = dicom_bytes(NumberOfFrames=2)
+    (tmp_path / "slice").write_bytes(content.replace(b"IS\x02\0002 ", b"IS\x02\0001A"))
+    image = read_image(tmp_path / "slice")
+    assert image.record["frames"] == 1 and image.record["warnings"] == ["the number of frames is malformed; 1 was assumed"]
+    np.testing.assert_allclose(image.pixels, expected(picture())[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype, bits, high", [(np.uint16, 12, 15), (np.int16, 12, 13), (np.uint16, 12, 11)])
+def test_pixels_may_begin_above_the_lowest_bit_and_overlays_lie_above_the_highest(tmp_path, dtype, bits, high):
+    values = picture() - (2048 if dtype == np.int16 else 0)
+    stored = (values & 0xFFF) << (high + 1 - bits)
+    if high == 11:
+        stored |= (picture() % 7 == 0).astype(int) << 12  # an overlay of the old kind
+    image = read_image(save(ct(stored.astype(np.uint16), bits=bits, HighBit=high, PixelRepresentation=int(dtype == np.int16)), tmp_path / "a"))
+    np.testing.assert_allclose(image.pixels, expected(picture())[0], atol=2e-6)
+
+
+def test_padding_above_the_bits_stored_is_padding(tmp_path):
+    values = picture().astype(np.uint16)
+    values[:, :20] = 63536
+    data = ct(values, bits=12)
+    data.add_new("PixelPaddingValue", "US", 63536)
+    image = read_image(save(data, tmp_path / "padded"))
+    assert (image.pixels[:, :20] == 0).all()
+    np.testing.assert_allclose(image.pixels[:, 20:], expected(picture()[:, 20:])[0], atol=2e-6)
+
+
+def test_colour_planes_and_floats_are_read(tmp_path):
+    rgb = np.stack([picture(8), picture(8)[::-1], 255 - picture(8)], -1).astype(np.uint8)
+    pixelwise = read_image(save(ct(rgb), tmp_path / "a")).pixels
+    data = ct(rgb, PlanarConfiguration=1)
+    data.PixelData = rgb.transpose(2, 0, 1).tobytes()
+    assert (read_image(save(data, tmp_path / "b")).pixels == pixelwise).all()
+    data = ct(picture().astype(np.uint16), BitsAllocated=32, BitsStored=None, HighBit=None, PixelRepresentation=None, PixelData=None)
+    data.FloatPixelData = (picture() / 7).astype("<f4").tobytes()
+    np.testing.assert_allclose(read_image(save(data, tmp_path / "c")).pixels, expected((picture() / 7).astype(np.float32))[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("table, display", [(np.arange(4096), "table"), (np.arange(4096)[::-1], "falling table")])
+def test_a_table_of_the_screen_is_followed_where_it_falls_and_else_left_alone(tmp_path, table, display):
+    lut = Dataset()
+    lut.LUTDescriptor = [4096, 0, 16]
+    lut.add_new("LUTData", "OW", table.astype("<u2").tobytes())
+    stored = picture() if display == "table" else 4095 - picture()
+    image = read_image(save(ct(stored.astype(np.uint16), bits=12, VOILUTSequence=[lut]), tmp_path / "a"))
+    np.testing.assert_allclose(image.pixels, expected(picture() if display == "table" else -stored)[0], atol=2e-6)
+    assert image.record["display"] == display
+    image = read_image(save(ct(picture().astype(np.uint16), WindowCenter=40, WindowWidth=4), tmp_path / "b"))
+    np.testing.assert_allclose(image.pixels, expected(picture())[0], atol=2e-6)
+    assert image.record["display"] == "window"
+
+
+def test_twelve_bits_of_lossy_jpeg_are_decoded_apart():
+    """pydicom's plugins refuse them. The same picture lies beside it as JPEG 2000, less its signed noise below zero."""
+    lossy, near = (read_dicom(PYDICOM_FILES / name).values for name in ("JPGExtended.dcm", "JPEG2000.dcm"))
+    assert lossy.shape == (1024, 256) and np.corrcoef(lossy.ravel(), near.ravel())[0, 1] > 0.95
 
 
 def test_a_bright_edge_is_told(tmp_path):
@@ -391,13 +420,62 @@ def test_a_slice_of_usual_size_takes_milliseconds(tmp_path):
     assert min(took) < 0.05  # 4 ms on one core
 
 
+def bordered(picture_px: np.ndarray, grey: int, before, after) -> np.ndarray:
+    return np.pad(picture_px, [(before[0], after[0]), (before[1], after[1])], constant_values=grey)
+
+
+@pytest.mark.parametrize("grey", [0, 50, 255])
+@pytest.mark.parametrize("before, after", [((60, 80), (60, 80)), ((0, 0), (60, 80)), ((0, 70), (0, 40))])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_picture_between_wide_borders_is_found(tmp_path, grey, before, after, kind):
+    seen = np.random.default_rng(0).integers(90, 230, (ROWS, COLUMNS), np.uint8)
+    (tmp_path / "screen").write_bytes(encoded(bordered(seen, grey, before, after), kind, **({"quality": 90} if kind == "JPEG" else {})))
+    x0, y0, x1, y1 = read_image(tmp_path / "screen").record["content"]
+    near = 0 if kind == "PNG" else 8  # a block of JPEG
+    np.testing.assert_allclose([x0, y0, x1, y1], [before[1], before[0], before[1] + COLUMNS, before[0] + ROWS], atol=near)
+
+
+def test_a_picture_without_wide_borders_is_looked_at_whole(tmp_path):
+    seen = np.random.default_rng(0).integers(90, 230, (ROWS, COLUMNS), np.uint8)
+    for name, image in (("none", seen), ("narrow", bordered(seen, 0, (4, 6), (4, 6)))):
+        (tmp_path / name).write_bytes(encoded(image, "PNG"))
+        assert read_image(tmp_path / name).record["content"] is None
+
+
+def test_a_large_deflated_file_ends(tmp_path):
+    """Measuring it went round for ever where the last piece of the file was longer than what was inflated at once."""
+    path = save(ct(np.pad(picture().astype(np.uint16), 1500), syntax=DeflatedExplicitVRLittleEndian), tmp_path / "large")
+    assert read_dicom(path).values.shape == (ROWS + 3000, COLUMNS + 3000)
+
+
+def test_a_compressed_frame_that_claims_another_size_is_not_decoded(tmp_path):
+    stored = picture().astype(np.uint16)
+    stream = bytearray(encoded(stored, "JPEG2000", irreversible=False, no_jp2=True))
+    stream[8:12] = struct.pack(">I", 2**31 - 1)
+    save(in_stream(stored, JPEG2000Lossless, bytes(stream)), tmp_path / "slice")
+    with pytest.raises(ImageError, match="decoding its pixels .* failed .ValueError."):
+        read_image(tmp_path / "slice")
+
+
+def test_few_bytes_cannot_hold_many_compressed_pixels(tmp_path):
+    data = in_stream(picture().astype(np.uint16), JPEG2000Lossless, bytes(100), Rows=5000, Columns=5000)
+    with pytest.raises(ImageError, match="too many for .* compressed bytes"):
+        read_image(save(data, tmp_path / "slice"))
+
+
+def test_an_element_that_claims_gigabytes_allocates_none(tmp_path):
+    content = dicom_bytes()
+    at = content.rfind(b"OW\0\0") + 4
+    (tmp_path / "slice").write_bytes(content[:at] + struct.pack("<I", 2**32 - 2) + content[at + 4:])
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="^slice: "):
+        read_image(tmp_path / "slice")
+        raise ImageError("slice: read all the same")  # pydicom takes what there is
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
+
+
 # --- failures -------------------------------------------------------------------------------------------------------------------
-def dicom_bytes(**attributes) -> bytes:
-    buffer = io.BytesIO()
-    ct(picture().astype(np.uint16), **attributes).save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def without_pixels() -> bytes:
     return dicom_bytes(PixelData=None)
 
@@ -444,7 +522,7 @@ def test_missing_path_empty_folder_and_device(tmp_path):
 
 
 def test_a_zip_bomb_in_deflated_syntax_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom, "MAX_INFLATED", 2**16)
+    monkeypatch.setattr(header, "MAX_INFLATED", 2**16)
     data = ct(np.zeros((1000, 1000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
     path = save(data, tmp_path / "bomb")
     assert path.stat().st_size < 2**16
@@ -478,27 +556,6 @@ def test_nothing_identifying_leaves_the_header(tmp_path, caplog, recwarn):
 
 
 # --- damage by chance -----------------------------------------------------------------------------------------------------------
-def seeds() -> dict[str, bytes]:
-    files = {"explicit": dicom_bytes(RescaleSlope=1.5), "implicit": dicom_bytes(syntax=ImplicitVRLittleEndian),
-             "deflated": dicom_bytes(syntax=DeflatedExplicitVRLittleEndian),
-             "MONOCHROME1": dicom_bytes(PhotometricInterpretation="MONOCHROME1"),
-             "png": encoded(picture(16).astype(np.uint16), "PNG"), "jpeg": encoded(picture(8).astype(np.uint8), "JPEG"),
-             "tiff": encoded(picture(8).astype(np.uint8), "TIFF", compression="tiff_lzw")}
-    for name, syntax in (("RLE", RLELossless), ("JPEG 2000", JPEG2000Lossless)):
-        data, buffer = ct(picture().astype(np.uint16)), io.BytesIO()
-        if syntax == RLELossless:
-            data.compress(syntax)
-        else:
-            data.file_meta.TransferSyntaxUID = syntax
-            data.PixelData = encapsulate([encoded(picture().astype(np.uint16), "JPEG2000", irreversible=False, no_jp2=True)])
-            data["PixelData"].is_undefined_length = True
-        data.save_as(buffer, enforce_file_format=True)
-        files[name] = buffer.getvalue()
-    volume, buffer = ct(np.stack([picture()] * 3).astype(np.uint16), PixelPaddingValue=5), io.BytesIO()
-    volume.save_as(buffer, enforce_file_format=True)
-    return files | {"frames": buffer.getvalue()}
-
-
 SEEDS = seeds()
 
 
@@ -832,6 +889,59 @@ def test_classic_multi_frame_files_are_stacked_by_their_spacing(tmp_path, small_
     assert image.record["slice"]["yaw_deg"] == pytest.approx(8, abs=1)
     assert image.record["volume"]["voxel_mm"] == [1.4, 1.4, 1.4]
     assert image.record["warnings"] == ["the position of slices is missing; they were stacked by their number"]
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_one_volume_in_each_encoding_gives_the_same_voxels(tmp_path, name):
+    values = np.random.default_rng(5).integers(-1000, 3000, (6, 40, 50)).astype(np.float32)
+    path = write_volume(tmp_path / "volume", values, 0.8, name)
+    read = read_series(path) if path.is_dir() else read_dicom(path)
+    assert (read.values == values).all() and read.oriented and read.record["warnings"] == []
+    assert read.voxel_mm == pytest.approx([0.8, 0.8, 0.8])
+
+
+def test_frames_that_face_another_way_are_left_out(tmp_path):
+    data = enhanced(np.random.default_rng(0).integers(0, 4000, (5, 40, 40)).astype(np.uint16))
+    face = Dataset()
+    face.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    data.PerFrameFunctionalGroupsSequence[0].PlaneOrientationSequence = [face]
+    read = read_dicom(save(data, tmp_path / "frames"))
+    assert read.values.shape == (4, 40, 40) and read.record["warnings"] == ["1 frames with another orientation were left out"]
+
+
+def test_a_folder_of_two_patients_is_told_without_their_names(tmp_path):
+    for k in range(5):
+        save(ct(picture().astype(np.uint16) + k, PatientID=f"SECRET{k // 3}", SeriesInstanceUID=f"1.{k // 3}", InstanceNumber=k,
+                ImagePositionPatient=[k, 0, 0]), tmp_path / f"{k}")
+    record = read_series(tmp_path).record
+    assert record["warnings"] == ["the folder holds images of 2 patients; the largest series was read", "1 other series was left out"]
+    assert record["series"] == {"files": 3, "series": 2, "patients": 2} and "SECRET" not in json.dumps(record)
+
+
+def directory(path: Path, *listed) -> Path:
+    data = Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID, data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.2.1", "1.2.840.10008.1.3.10"
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data.DirectoryRecordSequence = []
+    for parts in listed:
+        item = Dataset()
+        item.DirectoryRecordType, item.ReferencedFileID = "IMAGE", parts
+        data.DirectoryRecordSequence.append(item)
+    path.write_bytes(bytes_of(data))
+    return path
+
+
+def test_a_dicomdir_is_followed_within_its_folder_only(tmp_path):
+    disc = tmp_path / "disc"
+    (disc / "A").mkdir(parents=True)
+    save(ct(picture().astype(np.uint16)), disc / "A/LISTED")
+    save(ct((picture() // 2).astype(np.uint16)), disc / "A/STRAY")
+    save(ct(picture().astype(np.uint16)), tmp_path / "OUTSIDE")
+    image = read_image(directory(disc / "DICOMDIR", ["A", "LISTED"], ["..", "OUTSIDE"], ["A", "GONE"], [str(tmp_path / "OUTSIDE")]))
+    assert image.record["series"]["files"] == 1 and image.record["window"] == expected(picture())[1]
+    assert image.record["warnings"] == ["2 files that the DICOMDIR lists lie outside its folder and were not read",
+                                        "1 files that the DICOMDIR lists are missing"]
 
 
 def test_a_dicomdir_stands_for_its_folder():

@@ -1,5 +1,6 @@
 """The manifest: what is accepted, each fault told in one line with its file and row, and splits that keep patients together."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sos.cohort.manifest import BOX, REQUIRED, SPLITS, make_split, read_manifest
-from sos.errors import CohortError
+from sos.cohort.reviews import add_review
+from sos.errors import CohortError, ImageError
+from sos.images.reader import read_image
+from sos.record import manifest_fingerprint
 from sos.stages import BASSED5, FRANKLIN4
 
 
@@ -145,6 +149,46 @@ def test_an_absent_image_is_told_with_its_row(write):
     fault(path, "row 9", "image img/7.png is not there")
 
 
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "folder link", "link in a series", "loop"])
+def test_an_image_that_leads_out_of_the_folder_is_refused_unless_told_so(write, tmp_path, way, monkeypatch):
+    path, outside = write(rows()), tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "a.png").write_bytes(b"pixels")
+    (tmp_path / "link.png").symlink_to(outside / "a.png")
+    (tmp_path / "away").symlink_to(outside)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").symlink_to(outside / "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    name = {"..": f"../{outside.name}/a.png", "absolute": str(outside / "a.png"), "link": "link.png", "folder link": "away/a.png",
+            "link in a series": "series", "loop": "loop"}[way]
+    table = rows()
+    table.loc[4, "image"] = name
+    table.to_csv(path, index=False)
+    fault(path, "row 6", f"image {name} leads out of the manifest's folder", "SOS_ALLOW_OUTSIDE=1")
+    before = manifest_fingerprint(path)  # opens nothing outside either
+    monkeypatch.setenv("SOS_ALLOW_OUTSIDE", "1")
+    if way == "loop":
+        fault(path, "row 6", "image loop is not there")
+    else:
+        assert read_manifest(path).table["image"][4] == name
+        assert manifest_fingerprint(path) != before
+
+
+def test_a_link_that_stays_in_the_folder_is_followed(write, tmp_path):
+    path = write(rows())
+    (tmp_path / "img" / "3.png").unlink()
+    (tmp_path / "img" / "3.png").symlink_to("4.png")
+    assert read_manifest(path).image_path(3).read_bytes() == b"pixels"
+
+
+def test_a_pipe_in_place_of_an_image_is_refused_and_does_not_hang(write, tmp_path):
+    path = write(rows())
+    (tmp_path / "img" / "0.png").unlink()
+    os.mkfifo(tmp_path / "img" / "0.png")
+    with pytest.raises(ImageError, match="neither a file nor a folder"):
+        read_image(read_manifest(path).image_path(0))
+
+
 def test_a_half_filled_split_is_told(write):
     fault(write(rows(split=["train"] * 4 + [""] * 6)), "4 of 10 rows")
 
@@ -156,6 +200,74 @@ def test_an_unknown_split_is_told(write):
 def test_a_patient_in_two_splits_is_told(write):
     ids = [f"{k:03d}" for k in range(9)] + ["004"]
     fault(write(rows(patient_id=ids, split=["train"] * 9 + ["test"])), "patient 004 is in more than one split")
+
+
+# ---- reviews beside it ---------------------------------------------------------------------------------------------
+
+
+def test_reviews_beside_the_manifest_are_honoured(write):
+    path = write(rows(split=["train"] * 6 + ["valid"] * 2 + ["test"] * 2))
+    reviews = path.with_name("reviews.csv")
+    before = read_manifest(path)
+    add_review(reviews, "AB", "003", "note", note="unchanged")
+    add_review(reviews, "AB", "004", "stage", 5)  # confirmed
+    assert read_manifest(path).fingerprint == before.fingerprint and before.changes.empty
+    add_review(reviews, "AB", "001", "stage", 4)
+    add_review(reviews, "CD", "002", "box", (1, 2, 30, 40.5))
+    add_review(reviews, "CD", "000", "exclude", "yes")
+    cohort = read_manifest(path)
+    assert cohort.table["patient_id"].tolist() == [f"{k:03d}" for k in range(1, 10)] and list(cohort.table.index) == list(range(9))
+    assert cohort.table.loc[0, ["stage", "target"]].tolist() == [4, 3] and cohort.table.loc[1, BOX].tolist() == [1, 2, 30, 40.5]
+    assert cohort.image_path(0).name == "1.png" and cohort.fingerprint != before.fingerprint
+    assert cohort.corrections[["patient_id", "field", "after"]].values.tolist() == [
+        ["000", "exclude", "yes"], ["001", "stage", "4"], ["002", "box", "1 2 30 40.5"]]
+    assert cohort.changes["outcome"].tolist() == ["excluded", "changed", "changed", "unchanged"]
+
+
+def test_a_manifest_without_stages_and_boxes_is_filled_by_reviews(write):
+    path = write(rows(3, stage=np.nan, x0=np.nan, y0=np.nan, x1=np.nan, y1=np.nan, split=["train", "valid", "test"]))
+    reviews = path.with_name("reviews.csv")
+    fault(path, "row 2 (and 2 more): stage is empty; read them with `sos.panels.review`")
+    for patient in ("000", "002"):
+        add_review(reviews, "AB", patient, "stage", 3)
+    fault(path, "row 3: stage is empty")
+    add_review(reviews, "AB", "001", "exclude", "yes")
+    fault(path, "row 2 (and 1 more): box is empty; draw them with `sos.panels.review`, or take the row out")
+    for patient in ("000", "002"):
+        add_review(reviews, "AB", patient, "box", (0, 1, 20, 30))
+    cohort = read_manifest(path)
+    assert cohort.table[["stage", *BOX]].values.tolist() == [[3, 0, 1, 20, 30]] * 2 and cohort.table["split"].tolist() == ["train", "test"]
+    assert cohort.corrections.query("field == 'stage'")[["before", "after"]].values.tolist() == [["", "3"]] * 2
+    for patient in ("000", "002"):
+        add_review(reviews, "AB", patient, "exclude", "yes")
+    with pytest.raises(CohortError, match="reviews.csv: all images are excluded"):
+        read_manifest(path)
+
+
+def test_a_bad_line_among_the_reviews_is_named(write):
+    path = write(rows())
+    add_review(path.with_name("reviews.csv"), "AB", "001", "stage", 4)
+    with path.with_name("reviews.csv").open("a") as file:
+        file.write("yesterday,AB,001,stage,4,,\n")
+    with pytest.raises(CohortError, match="reviews.csv, line 3: 'yesterday' is no time"):
+        read_manifest(path)
+
+
+def test_an_excluded_patient_may_be_a_bad_row(write):
+    path = write(rows().assign(stage=lambda t: t["stage"].where(t.index != 4, 9)))
+    (path.parent / "img/4.png").unlink()
+    fault(path, "row 6", "stage 9 is not in the scheme")
+    add_review(path.with_name("reviews.csv"), "AB", "004", "exclude", "yes")
+    assert len(read_manifest(path).table) == 9
+
+
+def test_no_review_moves_anybody_between_the_splits(write):
+    path = write(rows(60))
+    before = read_manifest(path).table.set_index("patient_id")["split"]
+    for patient, field, value in (("000", "stage", 5), ("013", "stage", 1), ("021", "exclude", "yes"), ("058", "exclude", "yes")):
+        add_review(path.with_name("reviews.csv"), "AB", patient, field, value)
+    after = read_manifest(path).table.set_index("patient_id")["split"]
+    assert len(after) == 58 and after.equals(before[after.index])
 
 
 # ---- splits --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from sos.errors import RunError
 from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
 from sos.method.models import build
-from sos.predict import Stager, load_stager, predict_paths, region
+from sos.predict import Stager, load_stager, predict_paths, region, save_picture
 from sos.stages import BASSED5
 
 
@@ -103,3 +103,19 @@ def test_rows_come_in_order_and_a_bad_file_stops_nothing(tmp_path):
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         load_stager(tmp_path)
+
+
+def test_places_are_those_of_the_whole_screenshot_where_its_wide_borders_were_left_out(stager, tmp_path):
+    """The same answer as without the borders, moved by them; borders of as much as the picture changed the stage of half the patients."""
+    pixels = np.random.default_rng(4).integers(60, 230, (300, 340), np.uint8)
+    pixels[0, 0], pixels[0, 1] = 0, 255  # the same greys with and without the border
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    Image.fromarray(np.pad(pixels, [(100, 220), (150, 30)])).save(tmp_path / "bordered.png")
+    plain, bordered = read_image(tmp_path / "plain.png"), read_image(tmp_path / "bordered.png")
+    assert plain.record["content"] is None and bordered.record["content"] == (150, 100, 490, 400)
+    same = GreyImage(np.pad(plain.pixels, [(100, 220), (150, 30)]), None, bordered.record)
+    one, other = stager.look(plain), stager.look(same)
+    assert other["probabilities"] == pytest.approx(one["probabilities"], abs=1e-6)
+    assert other["peak"] == pytest.approx(np.add(one["peak"], (150, 100))) and other["box"] == pytest.approx(np.add(one["box"], (150, 100) * 2))
+    save_picture(tmp_path / "seen.png", same, other.pop("cam"), other, stager)
+    assert Image.open(tmp_path / "seen.png").size == (1260, 510)

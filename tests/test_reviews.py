@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sos.cohort.reviews import COLUMNS, add_review, apply_reviews, read_reviews
 from sos.errors import CohortError
+from sos.record import manifest_fingerprint
 from sos.stages import BASSED5, FRANKLIN4
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -32,8 +33,8 @@ def test_what_is_added_is_read_back(tmp_path):
     add_review(path, "CD", "c", "exclude", "yes", when=NOON + timedelta(minutes=2))
     add_review(path, "AB", "c", "note", note="moved\nduring the scan", when=NOON + timedelta(minutes=3))
     lines = path.read_text().splitlines()
-    assert lines[0] == "when,who,patient_id,field,value,note" and len(lines) == 5
-    assert lines[1] == "2025-03-01T12:00:00.000000+00:00,AB,a,box,1 2.5 100 80.25,too tight"
+    assert lines[0] == "when,who,patient_id,field,value,note,image" and len(lines) == 5
+    assert lines[1] == "2025-03-01T12:00:00.000000+00:00,AB,a,box,1 2.5 100 80.25,too tight,"
     reviews = read_reviews(path)
     assert reviews["value"].tolist() == ["1 2.5 100 80.25", "3", "yes", ""]
     assert reviews["note"].tolist() == ["too tight", 'a "scar", maybe', "", "moved during the scan"]
@@ -76,12 +77,15 @@ def test_a_missing_file_holds_no_review(tmp_path):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("2025-03-01T12:00:00+00:00,AB,a,stage,1", "line 3: 5 fields instead of 6"),
+    ("2025-03-01T12:00:00+00:00,AB,a,stage,1", "line 3: 5 fields instead of 7"),
+    ("2025-03-01T12:00:00+00:00,AB,a,stage,1,,1.png,", "line 3: 8 fields instead of 7"),
     ("yesterday,AB,a,stage,1,", "line 3: 'yesterday' is no time"),
     ("2025-03-01T12:00:00,AB,a,stage,1,", "line 3: the time '2025-03-01T12:00:00' has no time zone"),
     ("2025-03-01T12:00:00+00:00,,a,stage,1,", "line 3: who and patient_id must not be empty"),
-    ("2025-03-01T12:00:00+00:00,AB,a,grade,1,", "line 3: the field 'grade' is unknown; use box, stage, exclude, note"),
+    ("2025-03-01T12:00:00+00:00,AB,a,grade,1,", "line 3: the field 'grade' is unknown; use box, stage, reading, dispute, exclude, note"),
     ("2025-03-01T12:00:00+00:00,AB,a,stage,two,", "line 3: the stage 'two' must be a whole number"),
+    ("2025-03-01T12:00:00+00:00,AB,a,reading,,", "line 3: the reading '' must be a whole number"),
+    ("2025-03-01T12:00:00+00:00,AB,a,dispute,,", "line 3: dispute must be yes or no, not ''"),
     ("2025-03-01T12:00:00+00:00,AB,a,box,1 2 3,", "line 3: the box '1 2 3' must be four numbers"),
     ("2025-03-01T12:00:00+00:00,AB,a,box,9 2 3 8,", "line 3: the box '9 2 3 8' must be four numbers"),
     ("2025-03-01T12:00:00+00:00,AB,a,box,1 2 inf 8,", "line 3: the box '1 2 inf 8' must be four numbers"),
@@ -166,6 +170,53 @@ def test_a_stage_outside_the_scheme_and_a_box_of_two_images_are_named(tmp_path):
     add_review(tmp_path / "r.csv", "AB", "d", "box", (0, 0, 5, 5))
     with pytest.raises(CohortError, match="r.csv, line 3: patient d has 2 images"):
         apply_reviews(table(), read_reviews(tmp_path / "r.csv"), BASSED5)
+
+
+def test_reviews_of_one_image_leave_the_patients_others_alone(tmp_path):
+    path, minute = tmp_path / "r.csv", timedelta(minutes=1)
+    add_review(path, "AB", "d", "stage", 2, when=NOON)  # of both images
+    add_review(path, "AB", "d", "stage", 5, image="5", when=NOON + minute)
+    add_review(path, "AB", "d", "box", (0, 0, 5, 5), image="4", when=NOON)
+    add_review(path, "AB", "d", "exclude", "yes", image="6", when=NOON)  # there is none of that name
+    changed, changes = apply_reviews(table(), read_reviews(path), BASSED5)
+    assert changed.set_index("image")["stage"][["4", "5"]].tolist() == [2, 5] and changed["x1"].tolist() == [110, 110, 110, 5, 110]
+    assert changes[["image", "field", "before", "after", "outcome"]].values.tolist() == [
+        ["4", "box", "10 20 110 90", "0 0 5 5", "changed"], ["4", "stage", "4", "2", "changed"], ["5", "stage", "4", "5", "changed"],
+        ["6", "exclude", "", "yes", "not in the table"]]
+    add_review(path, "AB", "d", "stage", 1, when=NOON + 2 * minute)  # the last word, on both
+    assert apply_reviews(table(), read_reviews(path), BASSED5)[0]["stage"].tolist() == [1, 2, 3, 1, 1]
+
+
+def test_readings_disputes_and_notes_change_nothing(tmp_path):
+    path = tmp_path / "r.csv"
+    for field, value, note in (("reading", 5, ""), ("dispute", "yes", "why 1?"), ("note", None, "dark")):
+        add_review(path, "AB", "a", field, value, note)
+    changed, changes = apply_reviews(table(), read_reviews(path), BASSED5)
+    pd.testing.assert_frame_equal(changed, table())
+    assert changes.empty and read_reviews(path)["field"].tolist() == ["reading", "dispute", "note"]
+
+
+def test_a_file_without_the_column_of_images_is_read_and_gone_on_with(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("when,who,patient_id,field,value,note\n2025-03-01T12:00:00+00:00,AB,a,stage,3,\n")
+    add_review(path, "CD", "d", "stage", 1, image="5")
+    assert apply_reviews(table(), read_reviews(path), BASSED5)[0]["stage"].tolist() == [3, 2, 3, 4, 1]
+
+
+def test_the_road_sees_readings_and_corrections_but_no_notes(tmp_path):
+    (tmp_path / "m.csv").write_text("patient_id,image\na,1.png\n")
+    prints = [manifest_fingerprint(tmp_path / "m.csv")]
+    for who, field, value in (("AB", "stage", 2), ("CD", "stage", 3), ("AB", "stage", 2), ("AB", "reading", 2), ("AB", "exclude", "no")):
+        add_review(tmp_path / "reviews.csv", who, "a", field, value)  # the third changes back what the second changed
+        prints.append(manifest_fingerprint(tmp_path / "m.csv"))
+    assert len(set(prints)) == 6
+    add_review(tmp_path / "reviews.csv", "AB", "a", "note", note="dark")
+    add_review(tmp_path / "reviews.csv", "AB", "a", "dispute", "yes")
+    assert manifest_fingerprint(tmp_path / "m.csv") == prints[-1]
+    with (tmp_path / "reviews.csv").open("a") as file:
+        file.write("yesterday\n")
+    with pytest.raises(CohortError, match="reviews.csv, line 9"):
+        manifest_fingerprint(tmp_path / "m.csv")
 
 
 def test_the_file_is_plain_csv_for_others(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import platform
 from dataclasses import asdict
 
@@ -152,6 +153,34 @@ def test_broken_weights_are_told(folder):
     whole = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").write_bytes(whole[:1000])
     with pytest.raises(RunError, match="not readable as safetensors"):
+        Run(folder).load()
+
+
+class Evil:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_named_safetensors_is_refused_and_runs_nothing(folder, tmp_path):
+    for write in (pickle.dump, torch.save):
+        with open(folder / "weights.safetensors", "wb") as file:
+            write({"weights": Evil(tmp_path / "ran")}, file)
+        with pytest.raises(RunError, match="not readable as safetensors"):
+            Run(folder).load()
+        assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(Evil(tmp_path / "ran"))).close()  # it would have
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"config": 1, "scheme": "bassed5"}', '{"config": {}}', "\0"])
+def test_a_record_that_is_none_is_told(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(RunError, match="config.json is not the record of a run"):
         Run(folder).load()
 
 

@@ -1,7 +1,10 @@
-"""The manifest: one CSV that says who is in a cohort, where the images lie, what an expert drew and read, and who is held out."""
+"""The manifest: one CSV that says who is in a cohort, where the images lie, what an expert drew and read, and who is held out.
+
+Experts' reviews that lie beside it are part of it: it is read as they corrected it.
+"""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -9,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CohortError
+from ..files import ALLOW_OUTSIDE, leads_out
 from ..stages import BASSED5, StagingScheme
+from .reviews import BOX, CHANGES, REVIEWS, apply_reviews, read_reviews
 
 REQUIRED = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split")
-BOX = ["x0", "y0", "x1", "y1"]
 SPLITS = ("train", "valid", "test")
 
 
@@ -20,14 +24,21 @@ SPLITS = ("train", "valid", "test")
 class Cohort:
     """A checked manifest.
 
-    `table` has one row an image with the columns of the manifest, `split` filled, and `target`: the stage counted from 0.
-    `root` is the folder that `image` and `mask` are relative to.
+    `table` has one row an image with the columns of the manifest, as corrected by reviews, `split` filled, and `target`: the stage
+    counted from 0. `root` is the folder that `image` and `mask` are relative to. `changes` says what reviews did, one row an image and
+    field, see `reviews.apply_reviews`.
     """
 
     table: pd.DataFrame
     root: Path
     scheme: StagingScheme
     path: Path
+    changes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CHANGES)))
+
+    @property
+    def corrections(self) -> pd.DataFrame:
+        """The changes that did something: boxes and stages that are others now, and images taken out."""
+        return self.changes[self.changes["outcome"].isin(["changed", "excluded"])]
 
     @property
     def virtual(self) -> bool:
@@ -41,8 +52,10 @@ class Cohort:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest and of each image's name and size."""
+        """SHA-256 of the manifest, of the corrections to it, and of each image's name and size."""
         state = hashlib.sha256(self.path.read_bytes())
+        for change in self.corrections[["patient_id", "image", "field", "after"]].itertuples(index=False):
+            state.update(f"{tuple(change)}\n".encode())
         for name in self.table["image"]:
             state.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
         return state.hexdigest()
@@ -57,12 +70,50 @@ class Cohort:
 
 
 def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float = 0.1, test_share: float = 0.25, seed: int = 0) -> Cohort:
-    """Read and check a manifest.
+    """Read and check a manifest, corrected by the `reviews.csv` beside it where there is one.
 
-    An empty `split` column is filled by patient, stratified by stage, with `seed`; a filled one is kept. Raises CohortError for a missing
-    file or column, an image that is not there, a box without extent, a stage outside the scheme, a patient in two splits.
+    A stage or a box that the manifest leaves empty may come from a review. An empty `split` column is filled by patient, stratified by stage,
+    with `seed`; a filled one is kept. Where the manifest has a stage, the split is made from that one and from all patients, so that no review
+    moves anyone into the training images or out of them. Raises CohortError for a missing file or column, a stage or a box that nobody gave,
+    an image that is not there, a box without extent, a stage outside the scheme, a patient in two splits, a line that is no review; and, unless
+    the environment variable SOS_ALLOW_OUTSIDE is 1, for an image that leads out of the manifest's folder by `..`, as an absolute path or by a link.
     """
     path = Path(path)
+    written = read_rows(path)
+    table, changes = apply_reviews(written, read_reviews(path.with_name(REVIEWS)), scheme)
+    if table.empty:
+        raise CohortError(f"{path.with_name(REVIEWS)}: all images are excluded; take one in again with another review")
+    for name, columns, act in (("stage", ["stage"], "read them"), ("box", BOX, "draw them")):
+        empty = table.index[table[columns].isna().all(axis=1)]
+        if len(empty):
+            others = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+            raise CohortError(f"{path}, row {empty[0] + 2}{others}: {name} is empty; {act} with `sos.panels.review`, or take the row out")
+    outside = table.index[~table["stage"].isin(scheme.labels)]
+    if len(outside):
+        known = ", ".join(map(str, scheme.labels))
+        raise CohortError(f"{path}, row {outside[0] + 2}: stage {table['stage'][outside[0]]:g} is not in the scheme '{scheme.name}' ({known})")
+    table["stage"] = table["stage"].astype(int)
+    table["target"] = table["stage"].map(scheme.index)
+    bad_box = table.index[~((table["x1"] > table["x0"]) & (table["y1"] > table["y0"]))]
+    if len(bad_box):
+        raise CohortError(f"{path}, row {bad_box[0] + 2}: the box has no extent; x1 must exceed x0 and y1 exceed y0, in pixels of the image")
+    for row, name in table["image"].items():
+        if leads_out(path.parent / name, path.parent):
+            raise CohortError(f"{path}, row {row + 2}: image {name} leads out of the manifest's folder; move it there, or set the environment "
+                              f"variable {ALLOW_OUTSIDE}=1 where you trust this manifest")
+        if not (path.parent / name).exists():
+            raise CohortError(f"{path}, row {row + 2}: image {name} is not there; paths are relative to the manifest")
+    stage = written["stage"].where(written["stage"].isin(scheme.labels)).fillna(table["stage"])
+    splits = _splits(written.assign(target=stage.dropna().map(scheme.index)), path, valid_share, test_share, seed)
+    table = table.assign(split=splits.loc[table.index]).reset_index(drop=True)
+    return Cohort(table, path.parent, scheme, path, changes)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows of a manifest as written, numbers as numbers, whatever they mean; stages, boxes and ages may be empty.
+
+    Raises CohortError for a missing file or column, an empty patient_id or image, and a word in place of a number.
+    """
     try:
         table = pd.read_csv(path, dtype={"patient_id": str, "image": str, "sex": str, "split": str})
     except FileNotFoundError:
@@ -75,7 +126,7 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
     if table.empty:
         raise CohortError(f"{path}: the manifest has no row; add one row an image")
     table = table.reset_index(drop=True)
-    for name in ("patient_id", "image", "stage"):
+    for name in ("patient_id", "image"):
         empty = table.index[table[name].isna()]
         if len(empty):
             raise CohortError(f"{path}, row {empty[0] + 2}: {name} is empty; fill it in or take the row out")
@@ -85,25 +136,15 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
         if len(wrong):
             raise CohortError(f"{path}, row {wrong[0] + 2}: {name} = {table[name][wrong[0]]!r} is not a number")
         table[name] = numbers
-    outside = table.index[~table["stage"].isin(scheme.labels)]
-    if len(outside):
-        known = ", ".join(map(str, scheme.labels))
-        raise CohortError(f"{path}, row {outside[0] + 2}: stage {table['stage'][outside[0]]:g} is not in the scheme '{scheme.name}' ({known})")
-    table["stage"] = table["stage"].astype(int)
-    table["target"] = table["stage"].map(scheme.index)
-    bad_box = table.index[~((table["x1"] > table["x0"]) & (table["y1"] > table["y0"]))]
-    if len(bad_box):
-        raise CohortError(f"{path}, row {bad_box[0] + 2}: the box has no extent; x1 must exceed x0 and y1 exceed y0, in pixels of the image")
-    for row, name in enumerate(table["image"]):
-        if not (path.parent / name).exists():
-            raise CohortError(f"{path}, row {row + 2}: image {name} is not there; paths are relative to the manifest")
-    return Cohort(_with_split(table, path, valid_share, test_share, seed), path.parent, scheme, path)
+    return table
 
 
-def _with_split(table: pd.DataFrame, path: Path, valid_share: float, test_share: float, seed: int) -> pd.DataFrame:
+def _splits(table: pd.DataFrame, path: Path, valid_share: float, test_share: float, seed: int) -> pd.Series:
+    """The split of each row that has a target; as the manifest says where it says so, else made."""
+    table = table[table["target"].notna()]
     filled = table["split"].notna() & (table["split"].fillna("").str.strip() != "")
     if not filled.any():
-        return table.assign(split=make_split(table["patient_id"], table["target"], valid_share, test_share, seed))
+        return pd.Series(make_split(table["patient_id"], table["target"].astype(int), valid_share, test_share, seed), table.index)
     if not filled.all():
         raise CohortError(f"{path}: split is filled in for {filled.sum()} of {len(table)} rows; fill in all (train, valid, test) or none")
     unknown = set(table["split"]) - set(SPLITS)
@@ -112,7 +153,7 @@ def _with_split(table: pd.DataFrame, path: Path, valid_share: float, test_share:
     splits = table.groupby("patient_id")["split"].nunique()
     if (splits > 1).any():
         raise CohortError(f"{path}: patient {splits.index[splits > 1][0]} is in more than one split; keep all images of a patient together")
-    return table
+    return table["split"]
 
 
 def make_split(patient_id: pd.Series, target: pd.Series, valid_share: float, test_share: float, seed: int) -> np.ndarray:

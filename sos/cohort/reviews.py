@@ -1,7 +1,7 @@
 """What experts say about a cohort after they looked: an append-only `reviews.csv` that two people can write to side by side.
 
-Nothing in it is ever changed. A later review of the same field of the same patient stands in for an earlier one; the history
-stays. """
+It lies beside the manifest, and whoever reads the manifest gets it as corrected. Nothing in it is ever changed: a later review of
+the same field of the same image stands in for an earlier one; the history stays. """
 
 import csv
 import fcntl
@@ -15,27 +15,33 @@ import pandas as pd
 
 from ..errors import CohortError
 from ..stages import StagingScheme
-from .manifest import BOX
 
-COLUMNS = ("when", "who", "patient_id", "field", "value", "note")
-FIELDS = ("box", "stage", "exclude", "note")
-CHANGES = ("patient_id", "field", "before", "after", "who", "when", "outcome")
+REVIEWS, SUSPECTS = "reviews.csv", "suspects.csv"  # their names beside a manifest; the second says what to look at first
+BOX = ["x0", "y0", "x1", "y1"]  # a manifest's columns of the expert's box
+COLUMNS = ("when", "who", "patient_id", "field", "value", "note", "image")
+FIELDS = ("box", "stage", "reading", "dispute", "exclude", "note")
+ACTING = ("box", "stage", "exclude")  # those that change what is trained on
+YES_NO = ("dispute", "exclude")
+CHANGES = ("patient_id", "image", "field", "before", "after", "who", "when", "outcome")
 
 
-def add_review(path, who: str, patient_id: str, field: str, value=None, note: str = "", when: datetime | None = None) -> None:
+def add_review(path, who: str, patient_id: str, field: str, value=None, note: str = "", when: datetime | None = None, image: str = "") -> None:
     """Append one review to `path`, which is made where there is none.
 
-    `field` and `value`: 'box' with (x0, y0, x1, y1) in pixels of the decoded image, 'stage' with a label of the scheme, 'exclude'
-    with 'yes' or 'no', 'note' with nothing. `when` is now unless given; both in UTC. One line is written in one go while the file
-    is locked, so that people on one file system do not cut into each other's lines. Raises CohortError for a review that
-    `read_reviews` would refuse. """
+    `field` and `value`: 'box' with (x0, y0, x1, y1) in pixels of the decoded image; 'stage' with a label of the scheme, the same as
+    before to confirm it; 'reading' with a label too, which counts for the agreement of readers and changes nothing; 'dispute' with
+    'yes' where a stage is doubtful, or 'no'; 'exclude' with 'yes' or 'no'; 'note' with nothing. `image` names the one that is meant
+    as the manifest does; without it, all of the patient's are. `when` is now unless given; both in UTC. One line is written in one go
+    while the file is locked, so that people on one file system do not cut into each other's lines. Raises CohortError for a review
+    that `read_reviews` would refuse. """
     when = when or datetime.now(timezone.utc)
     if when.tzinfo is None:
         raise CohortError("a review needs a time with its time zone; leave `when` out for now")
     stamp = when.astimezone(timezone.utc).isoformat(timespec="microseconds")
     if field == "box" and value is not None and not isinstance(value, str):
         value = " ".join(f"{float(edge):g}" if float(edge) == round(float(edge), 2) else f"{float(edge):.2f}" for edge in value)
-    line = [stamp, *(" ".join(str("" if text is None else text).split()) for text in (who, patient_id, field, value, note))]
+    said = (who, patient_id, field, value, note, image)
+    line = [stamp, *(" ".join(str("" if text is None else text).split()) for text in said)]
     if reason := _fault(line):
         raise CohortError(f"review of patient '{line[2]}': {reason}")
     path = Path(path)
@@ -60,10 +66,11 @@ def add_review(path, who: str, patient_id: str, field: str, value=None, note: st
 
 
 def read_reviews(path) -> pd.DataFrame:
-    """All reviews in `path`, oldest first: `when` (UTC time), who, patient_id, field, value, note; the index is the line in the
-    file.
+    """All reviews in `path`, oldest first: `when` (UTC time), who, patient_id, field, value, note, image ('': all of the patient's);
+    the index is the line in the file.
 
-    A missing file holds no review. Raises CohortError naming file and line for a line that is no review.
+    A missing file holds no review. A file without the last column is read as one that leaves it empty. Raises CohortError naming file and line
+    for a line that is no review.
     """
     path = Path(path)
     records, lines = [], []
@@ -71,10 +78,11 @@ def read_reviews(path) -> pd.DataFrame:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for fields in reader:
-                if reader.line_num == 1 and tuple(fields) != COLUMNS:
+                if reader.line_num == 1 and tuple(fields) not in (COLUMNS, COLUMNS[:-1]):
                     raise CohortError(f"{path}, line 1: not a file of reviews; its columns are {', '.join(COLUMNS)}")
                 if reader.line_num == 1 or not fields:
                     continue
+                fields += [""] * (len(fields) == len(COLUMNS) - 1)
                 if reason := _fault(fields):
                     raise CohortError(f"{path}, line {reader.line_num}: {reason}")
                 records.append([datetime.fromisoformat(fields[0]).astimezone(timezone.utc), *fields[1:]])
@@ -96,7 +104,7 @@ def _fault(fields: list[str]) -> str:
     """What is wrong with the fields of one line and how to mend it, or an empty text."""
     if len(fields) != len(COLUMNS):
         return f"{len(fields)} fields instead of {len(COLUMNS)} ({', '.join(COLUMNS)})"
-    when, who, patient_id, field, value, note = fields
+    when, who, patient_id, field, value, note, _ = fields
     try:
         if datetime.fromisoformat(when).tzinfo is None:
             return f"the time '{when}' has no time zone; write it as 2025-01-31T12:00:00+00:00"
@@ -108,10 +116,10 @@ def _fault(fields: list[str]) -> str:
         return f"the field '{field}' is unknown; use {', '.join(FIELDS)}"
     if field == "box" and _box(value) is None:
         return f"the box '{value}' must be four numbers x0 y0 x1 y1 with x1 > x0 and y1 > y0"
-    if field == "stage" and not value.removeprefix("-").isdecimal():
-        return f"the stage '{value}' must be a whole number, a label of the scheme"
-    if field == "exclude" and value not in ("yes", "no"):
-        return f"exclude must be yes or no, not '{value}'"
+    if field in ("stage", "reading") and not value.removeprefix("-").isdecimal():
+        return f"the {field} '{value}' must be a whole number, a label of the scheme"
+    if field in YES_NO and value not in ("yes", "no"):
+        return f"{field} must be yes or no, not '{value}'"
     if field == "note" and not note:
         return "a note must not be empty"
     return ""
@@ -127,44 +135,66 @@ def _box(text: str) -> tuple[float, ...] | None:
     return edges
 
 
+def last_words(reviews: pd.DataFrame, fields=ACTING) -> pd.DataFrame:
+    """Of the reviews of `fields` the last one for each patient, image and field."""
+    acting = reviews[reviews["field"].isin(fields)].sort_values("when", kind="stable")
+    return acting.drop_duplicates(["patient_id", "image", "field"], keep="last")
+
+
+def about(reviews: pd.DataFrame, patient_id: str, image: str) -> pd.DataFrame:
+    """The reviews of an image: those that name it, and those of its patient that name none."""
+    return reviews[(reviews["patient_id"] == patient_id) & reviews["image"].isin(["", image])]
+
+
 def apply_reviews(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingScheme) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table as the experts want it, and what was changed.
 
-    For each patient the last box and the last stage count, and the last word on exclusion; neither argument is changed. Returns
-    the table without the rows of excluded patients (a `target` column, the stage counted from 0, follows the stage), and the
-    changes: patient_id, field, before, after, who, when, outcome ('changed', 'unchanged', 'excluded' or 'not in the table').
-    Raises CohortError for a stage outside the scheme and for a box of a patient with several images, of which it names only one;
-    both with file and line. """
+    For each image the last box and the last stage count, and the last word on exclusion; neither argument is changed. Returns
+    the table without the rows of excluded images (a `target` column, the stage counted from 0, follows the stage), and the
+    changes, one row an image and field: patient_id, image, field, before, after, who, when, outcome ('changed', 'unchanged',
+    'excluded' or 'not in the table'). Raises CohortError for a stage outside the scheme and for a box of a patient with several
+    images that does not name one of them; both with file and line. """
     table = table.copy()
     columns = [name for name in (*BOX, "stage") if name in table]
     table[columns] = table[columns].astype({name: float if name in BOX else table[name].dtype for name in columns})
     source = reviews.attrs.get("path", "reviews")
-    changes, excluded = [], []
-    acting = reviews[reviews["field"] != "note"].sort_values("when", kind="stable")
-    for (patient, field), group in acting.groupby(["patient_id", "field"], sort=True):
-        line, last = group.index[-1], group.iloc[-1]
-        rows = table.index[table["patient_id"].astype(str) == patient]
-        before, after, outcome = "", last["value"], "not in the table"
-        if field == "stage" and int(after) not in scheme.labels:
+    rows_of = table.groupby(table["patient_id"].astype(str)).groups
+    words, absent = {}, []  # (row, field) → line of the last word
+    for line, review in last_words(reviews).iterrows():
+        patient, field = review["patient_id"], review["field"]
+        rows = rows_of.get(patient, [])
+        if field == "stage" and int(review["value"]) not in scheme.labels:
             known = ", ".join(map(str, scheme.labels))
-            raise CohortError(f"{source}, line {line}: stage {after} of patient {patient} is not in the scheme '{scheme.name}' "
+            raise CohortError(f"{source}, line {line}: stage {review['value']} of patient {patient} is not in the scheme '{scheme.name}' "
                               f"({known}); correct it with another review")
-        if len(rows) and field == "box":
-            if len(rows) > 1:
-                raise CohortError(f"{source}, line {line}: patient {patient} has {len(rows)} images, so it is unclear whose box "
-                                  f"this is; correct the manifest instead")
-            before = " ".join(f"{edge:g}" for edge in table.loc[rows[0], BOX])
-            table.loc[rows[0], BOX] = _box(after)
-            after = " ".join(f"{edge:g}" for edge in table.loc[rows[0], BOX])
-        elif len(rows) and field == "stage":
-            before = " ".join(str(label) for label in dict.fromkeys(table.loc[rows, "stage"]))
-            table.loc[rows, "stage"] = int(after)
+        if field == "box" and len(rows) > 1 and not review["image"]:
+            raise CohortError(f"{source}, line {line}: patient {patient} has {len(rows)} images, so it is unclear whose box this is; "
+                              f"name the image in the last column")
+        meant = [row for row in rows if review["image"] in ("", table.at[row, "image"])]
+        words |= {(row, field): review for row in meant}  # a later word, be it on one image or on all, stands in for an earlier one
+        if not meant:
+            absent.append([patient, review["image"], field, "", review["value"], review["who"], review["when"], "not in the table"])
+    changes, excluded = [], []
+    for (row, field), review in words.items():
+        before, after = _spoken(table, row, field), review["value"]
+        if field == "box":
+            table.loc[row, BOX] = _box(after)
+            after = _spoken(table, row, field)
+        elif field == "stage":
+            table.loc[row, "stage"] = int(after)
+            after = str(int(after))
             if "target" in table:
-                table.loc[rows, "target"] = scheme.index(after)
-        elif len(rows) and after == "yes":
-            excluded.extend(rows)
-        if len(rows):
-            changed = before != after if field != "exclude" else after == "yes"
-            outcome = ("excluded" if field == "exclude" else "changed") if changed else "unchanged"
-        changes.append([patient, field, before, after, last["who"], last["when"], outcome])
-    return table.drop(index=excluded), pd.DataFrame(changes, columns=list(CHANGES))
+                table.loc[row, "target"] = scheme.index(after)
+        elif after == "yes":
+            excluded.append(row)
+        changed = before != after if field != "exclude" else after == "yes"
+        outcome = ("excluded" if field == "exclude" else "changed") if changed else "unchanged"
+        changes.append([table.at[row, "patient_id"], table.at[row, "image"], field, before, after, review["who"], review["when"], outcome])
+    told = pd.DataFrame(sorted(changes, key=lambda c: c[:3]) + absent, columns=list(CHANGES))
+    return table.drop(index=excluded), told
+
+
+def _spoken(table: pd.DataFrame, row, field: str) -> str:
+    """Box or stage in a row as text; empty where the manifest leaves it so."""
+    values = table.loc[row, BOX if field == "box" else ["stage"] if field == "stage" else []]
+    return " ".join(f"{value:g}" for value in pd.to_numeric(values) if pd.notna(value))

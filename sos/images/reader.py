@@ -1,5 +1,6 @@
 """Any path to one grey image: DICOM file, folder with a DICOM series, PNG, JPEG or TIFF, told apart by content, never by name."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,14 +8,20 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from .dicom import LUMINANCE, MAX_PIXELS, DicomImage, damage_of, looks_like_dicom, read_dicom, read_series
+from .decode import LUMINANCE
+from .dicom import DicomImage, damage_of, looks_like_dicom, read_dicom, read_series
+from .header import Bounded
 from .midsagittal import midsagittal_slice
+from .pixels import MAX_PIXELS, MAX_SCANS
 
 DARK, BRIGHT = 0.005, 0.998  # shares of pixels below the grey values that become 0 and 1
 SMALLEST = 32  # pixels along the shorter side; below, it is an icon
-MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 ORIENTATION = 0x0112  # EXIF tag
 LEVELS = 1 << 16
+STRIP = 512  # rows
+BORDER = 0.25  # of the longer side of a screenshot
+PLAIN, STRAY = 0.03, 0.002  # of the grey range: noise of JPEG; of a line's pixels: a stray spot
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,9 @@ class GreyImage:
     pixels: (h, w) float32 in [0, 1], bright = dense. spacing_mm: mean distance of rows and columns, None where unknown. record:
     plain values that say what was read and done to it: `format`, `size` (width, height), `window` (source values that became 0
     and 1), `warnings` (list of str); from DICOM also `photometric`, `inverted`, `bits_stored`, `transfer_syntax`, `rescale`
-    (slope, intercept), `modality`, `frames`, and `slice` where it was cut from a volume; from other formats `mode` and
-    `exif_orientation`. """
+    (slope, intercept), `modality`, `frames`, `display` (what the header asks of a screen; only a table that falls is followed), `series`
+    where it was chosen from a folder, and `slice` where it was cut from a volume; from other formats `mode`, `exif_orientation` and
+    `content`: where (x0, y0, x1, y1) the picture lies between wide plain borders, else None. """
 
     pixels: np.ndarray
     spacing_mm: float | None
@@ -60,6 +68,7 @@ def read_image(path) -> GreyImage:
     else:
         values, record = _read_screenshot(path, kind)
         spacing = None
+        record["content"] = content_of(values)
     return GreyImage(_to_grey(values, path, record), None if spacing is None else float(np.mean(spacing)), record)
 
 
@@ -73,14 +82,16 @@ def _cut(volume, path: Path) -> DicomImage:
 def _read_screenshot(path: Path, kind: str) -> tuple[np.ndarray, dict]:
     """Pixels of a PNG, JPEG or TIFF as (h, w) float32 in source values, NaN where transparent; and the record."""
     notes = []
-    with damage_of(path, "decoding its pixels"), Image.open(path, formats=[kind]) as image:
+    with damage_of(path, "decoding its pixels"), Bounded(io.FileIO(path)) as file, Image.open(file, formats=[kind]) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"{path.name}: {image.width}×{image.height} pixels are too many for an image of a head; "
                              f"export it smaller")
         orientation = image.getexif().get(ORIENTATION)
         record = {"format": kind, "size": image.size, "mode": image.mode, "exif_orientation": orientation, "warnings": notes}
-        if getattr(image, "n_frames", 1) > 1:
-            notes.append(f"the file holds {image.n_frames} images; the first was read")
+        if kind == "JPEG" and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
+            raise ImageError(f"{path.name}: more than {MAX_SCANS} scans, which no camera or screen makes; export it as PNG")
+        if _holds_more(image) if kind == "TIFF" else getattr(image, "n_frames", 1) > 1:
+            notes.append("the file holds several images; the first was read")
         if orientation not in (None, 1):
             notes.append(f"EXIF orientation {orientation} was ignored; pixels are as stored")
         if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
@@ -90,12 +101,49 @@ def _read_screenshot(path: Path, kind: str) -> tuple[np.ndarray, dict]:
     if colour.shape[-1] == 1 or ((colour[..., 0] == colour[..., 1]) & (colour[..., 1] == colour[..., 2])).all():
         values = colour[..., 0].astype(np.float32)
     else:
-        values = colour.astype(np.float32) @ LUMINANCE
+        values = np.empty(colour.shape[:2], np.float32)
+        for top in range(0, len(values), STRIP):  # three channels of a large image as float32 at once would take too much memory
+            values[top:top + STRIP] = colour[top:top + STRIP].astype(np.float32) @ LUMINANCE
         if (np.ptp(colour, axis=-1) > 32).mean() > 0.001:  # more than the chroma noise of JPEG
             notes.append("coloured pixels were converted to grey")
     if (alpha < 128).any():
         values[alpha < 128] = np.nan
     return values, record
+
+
+def content_of(values: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Where (x0, y0, x1, y1) the picture lies in a screenshot (h, w) with wide plain borders, or None where there are none to speak of.
+
+    A border is made of whole rows or columns that hold little but the grey value of the corner that they lie at. It is told
+    only where it takes more than BORDER of the longer side: narrower ones are usual in what networks were trained on, and nothing is gained.
+    """
+    filled = np.nan_to_num(values, nan=float(np.nanmin(values)) if np.isfinite(values).any() else 0.0)
+    tolerance, ends = PLAIN * max(float(np.ptp(filled)), 1e-6), []
+    for _ in range(2):  # rows, then columns of the rows that are left
+        before, after = (np.flatnonzero(_busy_lines(filled, grey, tolerance)) for grey in (filled[0, 0], filled[-1, -1]))
+        first, end = (int(before[0]), int(after[-1]) + 1) if len(before) and len(after) else (0, len(filled))
+        ends.append((first, end))
+        filled = filled[first:end].T
+    (y0, y1), (x0, x1) = ends
+    height, width = values.shape
+    if max(y1 - y0, x1 - x0) > (1 - BORDER) * max(height, width) or min(y1 - y0, x1 - x0) < SMALLEST:
+        return None
+    return x0, y0, x1, y1
+
+
+def _busy_lines(lines: np.ndarray, grey: float, tolerance: float) -> np.ndarray:
+    """Which rows of (n, m) hold more than a few pixels that are not `grey`."""
+    return (abs(lines - grey) > tolerance).mean(1) >= STRAY
+
+
+def _holds_more(image) -> bool:
+    """Whether a TIFF has a second image; counting them all would follow a list that may be endless."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    image.seek(0)
+    return True
 
 
 def _to_grey(values: np.ndarray, path: Path, record: dict) -> np.ndarray:

@@ -159,7 +159,7 @@ def joint_distances(study: Study, teacher: Run, table: pd.DataFrame) -> pd.DataF
     """
     columns = ["source", "patient_id", "image", "joint_mm"]
     if "joint_mm" not in table:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=columns).astype({"joint_mm": float})
     rows = image_rows(study.cohort, table["image"].unique())
     spot = windows(study.store, rows, teacher.config.window_scale)  # (n, 4)
     x, y = (spot[:, :2] + peak(look(study, teacher, rows)[1]) * (spot[:, 2:] - spot[:, :2])).numpy().T

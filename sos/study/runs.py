@@ -39,7 +39,13 @@ class Run:
     @cached_property
     def record(self) -> dict:
         """config.json whole: `config`, `data`, `code`, `scheme`, `virtual`, and where a teacher was needed `teacher`, its run's name."""
-        return json.loads((self.path / "config.json").read_text())
+        try:
+            record = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or not isinstance(record.get("scheme"), str):
+            raise RunError(f"{self.path}: config.json is not the record of a run; copy or train the run again")
+        return record
 
     @property
     def name(self) -> str:

@@ -1,0 +1,71 @@
+"""What is found out about one image file; nothing of it identifies anyone."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ImageError
+from ..files import leads_out
+from ..images.reader import read_image
+from .audit_headers import HeaderFacts, inspect_headers
+from .audit_text import Place, suspected_text
+from .duplicates import small_picture
+
+
+@dataclass
+class FileFacts:
+    """One image. error: why it could not be read, else empty. size: width, height in pixels. digest: of its grey values. dark, bright: shares
+    of pixels at the ends of the grey scale. text: places (x0, y0, x1, y1) in pixels where text may be burned in. small: (h, w) uint8, the image
+    at 160 pixels along its longer side."""
+
+    error: str = ""
+    format: str = ""
+    size: tuple[int, int] = (0, 0)
+    spacing_mm: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    digest: str = ""
+    dark: float = 0.0
+    bright: float = 0.0
+    text: list[Place] = field(default_factory=list)
+    header: HeaderFacts | None = None
+    small: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+def inspect_all(root: Path, images: pd.Series, workers: int | None, progress) -> dict[str, FileFacts]:
+    """Image name, relative to the folder `root` → its facts, each file once; `progress(done, total)` is called after each."""
+    names = [name for name in dict.fromkeys(images) if name]
+    files = {}
+    workers = workers or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:  # decoders and numpy let go of the interpreter's lock
+        for done, (name, found) in enumerate(zip(names, pool.map(lambda name: inspect(root, name), names), strict=True), 1):
+            files[name] = found
+            if progress:
+                progress(done, len(names))
+    return files
+
+
+def inspect(root: Path, name: str) -> FileFacts:
+    """The facts of the image `name`; a file that leads out of `root` is not opened, and what is wrong with a file is a fact, no exception."""
+    path = root / name
+    if leads_out(path, root):
+        return FileFacts(error="lies outside the manifest's folder and was not opened")
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        return FileFacts(error=str(error).removeprefix(f"{path.name}: "))
+    words = (image.pixels * 65535).round().astype("<u2")
+    found = FileFacts(
+        format=image.record["format"], size=image.pixels.shape[::-1], spacing_mm=image.spacing_mm, warnings=list(image.record["warnings"]),
+        digest=hashlib.blake2b(words.tobytes() + repr(words.shape).encode()).hexdigest(), dark=float((image.pixels <= 0).mean()),
+        bright=float((image.pixels >= 1).mean()), text=suspected_text(image.pixels), small=small_picture(image.pixels))
+    if found.format.startswith("DICOM"):
+        try:
+            found.header = inspect_headers(path)
+        except ImageError:
+            found.warnings.append("the header is damaged in part and could not be checked for identifying fields")
+    return found

@@ -1,0 +1,98 @@
+"""Stored pixels to grey values in the scanner's units, bright = dense. Decoders are pydicom's and its plugins'."""
+
+import numpy as np
+from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+from pydicom.uid import JPEGExtended12Bit, RLELossless
+
+from .apart import APART, CRASHING
+from .header import functional, numbers, whole
+from .pixels import check_stream
+
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def grey(dataset, index: int, record: dict) -> np.ndarray:
+    """Frame `index` as (h, w) float32: colour to luminance, MONOCHROME1 inverted, padding to NaN, rescaled.
+
+    dataset, record: after `pixels.describe`. Notes the rescale in the record. Raises one of header.DAMAGE.
+    """
+    array = _stored(dataset, index)
+    if record["photometric"] == "PALETTE COLOR":
+        array = apply_color_lut(array, dataset)
+    if array.ndim == 3:  # (h, w, 3)
+        return array[..., :3].astype(np.float32) @ LUMINANCE
+    values = array.astype(np.float32)
+    padding = _padding(array, dataset, index)
+    if record["inverted"]:  # complement within the bits stored, so that rescale gives the values of the positive
+        bottom = -(2 ** (record["bits_stored"] - 1)) if array.dtype.kind == "i" else 0
+        ends = (values.min() + values.max()) if array.dtype.kind == "f" else 2 * bottom + 2 ** record["bits_stored"] - 1
+        values = np.float32(ends) - values
+    if "ModalityLUTSequence" in dataset:
+        stored = values.astype(array.dtype) if record["inverted"] else array
+        values = apply_modality_lut(stored, dataset).astype(np.float32)
+    else:
+        slope = functional(dataset, index, "PixelValueTransformationSequence", "RescaleSlope", 1)
+        intercept = functional(dataset, index, "PixelValueTransformationSequence", "RescaleIntercept", 1)
+        slope = 1.0 if slope is None or slope[0] == 0 else float(slope[0])
+        intercept = 0.0 if intercept is None else float(intercept[0])
+        record["rescale"] = record["rescale"] or (slope, intercept)
+        if (slope, intercept) != (1.0, 0.0):
+            with np.errstate(over="ignore"):
+                values = values * np.float32(slope) + np.float32(intercept)
+    if record["display"] == "falling table":  # its maker shows it the other way round
+        values = -values
+    if padding is not None:
+        values[padding] = np.nan
+    return values
+
+
+def _stored(dataset, index: int) -> np.ndarray:
+    """Stored pixels of frame `index`, within the bits stored."""
+    if not _plain(dataset):
+        return _decode(dataset, index)
+    allocated, stored, high = (whole(dataset, name, 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    if "PixelData" in dataset and stored <= high < allocated:  # pixels may begin above the lowest bit, or the tag may be wrong
+        array = _decode(dataset, index, correct_unused_bits=False)
+        if array.dtype.kind in "iu" and not (array & ((1 << (high + 1 - stored)) - 1)).any():
+            return (array << (allocated - 1 - high)) >> (allocated - stored)
+    return _decode(dataset, index)
+
+
+def _plain(dataset) -> bool:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return not syntax.is_compressed or syntax.is_deflated or syntax == RLELossless
+
+
+def _decode(dataset, index: int, **options) -> np.ndarray:
+    """Stored pixels of frame `index`, by whichever decoder can."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder = get_decoder(syntax)
+    if decoder.is_native:
+        return decoder.as_array(dataset, index=index, view_only=True, **options)[0]
+    stream = check_stream(dataset, index)
+    safe = [name for name in decoder.available_plugins if name not in CRASHING]
+    if syntax == JPEGExtended12Bit and stream.precision > 8:
+        safe = []  # pydicom's plugins take 8 bits only
+    if not safe:
+        return APART.decode(str(dataset.filename), index)
+    for name in safe[:-1]:
+        try:
+            return decoder.as_array(dataset, index=index, decoding_plugin=name, **options)[0]
+        except RuntimeError:
+            continue  # the next one may know this kind
+    return decoder.as_array(dataset, index=index, decoding_plugin=safe[-1], **options)[0]
+
+
+def _padding(array: np.ndarray, dataset, index: int) -> np.ndarray | None:
+    """Where stored pixels lie in the range of padding (PS3.3 C.7.5.1.1.2), or None where the header names none."""
+    value = numbers(dataset, "PixelPaddingValue", 1)
+    if value is None or array.dtype.kind not in "iu":
+        return None
+    limit = numbers(dataset, "PixelPaddingRangeLimit", 1)
+    ends = np.array([value[0], value[0] if limit is None else limit[0]])
+    if array.dtype.kind == "i":  # writers often state it unsigned
+        ends[ends > np.iinfo(array.dtype).max] -= 2.0 ** (8 * array.dtype.itemsize)
+    if _plain(dataset) and abs(ends).max() >= 2 ** whole(dataset, "BitsStored", 64):  # it uses the bits above those stored
+        array = _decode(dataset, index, correct_unused_bits=False)
+    mask = (array >= ends.min()) & (array <= ends.max())
+    return mask if mask.any() else None
