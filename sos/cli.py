@@ -289,8 +289,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", metavar="RUN", help="folder of a run, or `released` (default: the best student under runs/, else the released one)")
     sub.add_argument("--out", metavar="CSV", help="write the table to this file, not to standard output")
     sub.add_argument("--cam", metavar="DIR", help="also draw where the network looked, one picture an input")
-    sub.add_argument("--dicom", metavar="DIR", help="also write, for each DICOM input, a secondary capture with the heat map and a structured report. "
-                     "These two, and nothing else, carry the patient and study of their source, so that an archive files them there")
+    sub.add_argument("--dicom", metavar="DIR", help="also write, for each DICOM input, a secondary capture with the heat map and a structured "
+                     "report. These two, and nothing else, carry the patient and study of their source, so that an archive files them there")
     sub.add_argument("--json", action="store_true", help="print one JSON object a line")
 
     def study_options(sub):
