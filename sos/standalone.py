@@ -2,7 +2,8 @@
 
 `sos export` copies this file beside the network. It is also the reference for README.md there: each function is one of its steps. Needs numpy,
 pillow and onnxruntime, and pydicom for DICOM. It reads single images that are whole and plain; what `sos predict` does beyond that (volumes,
-damaged files, colour in DICOM, warnings, heat maps) it does not.
+damaged files, colour and display tables in DICOM, wide
+borders of screenshots, warnings, heat maps) it does not.
 """
 
 import json

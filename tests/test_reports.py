@@ -203,7 +203,8 @@ def test_both_refer_to_the_source(written, source):
     uid = pydicom.dcmread(source).SOPInstanceUID
     assert [item.ReferencedSOPInstanceUID for item in shown.SourceImageSequence] == [uid]
     (study,) = report.CurrentRequestedProcedureEvidenceSequence
-    referred = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for one in study.ReferencedSeriesSequence for item in one.ReferencedSOPSequence}
+    items = [item for one in study.ReferencedSeriesSequence for item in one.ReferencedSOPSequence]
+    referred = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in items}
     assert referred == {uid: CTImageStorage, shown.SOPInstanceUID: SecondaryCaptureImageStorage}
     names = [item.name.meaning for item in report.content[0].ContentSequence]
     assert names.index("Image Library") < names.index("Imaging Measurements")
@@ -248,7 +249,8 @@ def test_a_header_without_identifiers_gives_legal_objects_and_says_so(source, st
 
 def test_a_screenshot_has_no_study_and_gets_no_dicom(tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 300), np.uint8)).save(tmp_path / "a.png")
-    assert cli.main(["predict", str(tmp_path / "a.png"), "--weights", "released", "--dicom", str(tmp_path / "out"), "--out", str(tmp_path / "a.csv")]) == 0
+    command = ["predict", str(tmp_path / "a.png"), "--weights", "released", "--dicom", str(tmp_path / "out"), "--out", str(tmp_path / "a.csv")]
+    assert cli.main(command) == 0
     assert list((tmp_path / "out").iterdir()) == []
     assert "the input is no DICOM file" in next(csv.DictReader((tmp_path / "a.csv").open()))["warnings"]
 
