@@ -157,17 +157,6 @@ def make_grid(client, profile: str, args) -> list:
         return make_runs(client, study, jobs, args.runs_per_gpu, made)
 
 
-<<<<<<< HEAD
-=======
-def export(args) -> int:
-    """Write a student as ONNX for other systems, with the preprocessing in words, numbers and code: it gives the probabilities of `sos predict`."""
-    from .export import export_onnx
-
-    print(export_onnx(args.run, args.out))
-    return 0
-
-
->>>>>>> outputs
 def suspects(args) -> int:
     """Say which images of a cohort to look at again: those whose stage or box the networks do not believe.
 
@@ -208,7 +197,6 @@ def agreement(args) -> int:
     together = fleiss_kappa(table, reviews, scheme)
     if together["readers"] > 2:
         print(f"{together['readers']} readers: {together['images']} images, Fleiss' kappa {together['kappa']:.3f}")
-<<<<<<< HEAD
     return 0
 
 
@@ -217,8 +205,6 @@ def export(args) -> int:
     from .export import export_onnx
 
     print(export_onnx(args.run, args.out))
-=======
->>>>>>> outputs
     return 0
 
 
@@ -334,13 +320,6 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="start workers as Slurm jobs: cores=8 memory=32GB walltime=04:00:00 "
                        "queue=gpu and all else that dask-jobqueue's SLURMCluster takes")
 
-<<<<<<< HEAD
-=======
-    sub = command("export", export, "sos export released --out staging-onnx")
-    sub.add_argument("run", metavar="RUN", help="folder of a student's or baseline's run, or the word `released`: the student that ships with sos")
-    sub.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the network and what describes it")
-
->>>>>>> outputs
     sub = command("suspects", suspects, "sos suspects cohort/manifest.csv --profile quick")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort")
     sub.add_argument("--profile", help="whose crop teacher judges (default: paper with a CUDA device, else quick)")
@@ -351,13 +330,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("agreement", agreement, "sos agreement cohort/manifest.csv")
     sub.add_argument("manifest", metavar="MANIFEST", help="CSV file of a cohort, its reviews.csv beside it")
     sub.add_argument("--scheme", default=BASSED5.name, help="staging scheme (default: %(default)s)")
-<<<<<<< HEAD
 
     sub = command("export", export, "sos export released --out staging-onnx")
     sub.add_argument("run", metavar="RUN", help="folder of a student's or baseline's run, or the word `released`: the student that ships with sos")
     sub.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the network and what describes it")
-=======
->>>>>>> outputs
 
     sub = command("release", release, "sos release runs/paper/models/student-0123456789ab")
     sub.add_argument("run", metavar="RUN", help="folder of a student's run")

@@ -161,20 +161,12 @@ head faces does not matter.
    transparent pixels (alpha below 128) are not measured.
 2. **Grey.** Of the n measured values in rising order take number ⌈{how["dark"]} n⌉ and number ⌈{how["bright"]} n⌉, counted from 1 (no
    interpolation; where they are equal, the least and the largest). The first becomes 0, the second 1, linearly, in single precision, by a
-<<<<<<< HEAD
-   product with the reciprocal of their difference; clip to [0, 1]. What was not measured becomes 0. From a PNG, JPEG or TIFF with wide plain
-   borders (`sos.images.reader.content_of`) cut these off now.
-3. **Reduce.** Where the longer side exceeds {how["native_px"]} pixels: resize to {how["native_px"]} over it, sides rounded, by a triangle filter as wide as the
-   reduction (Pillow's BILINEAR; torch's `antialias=True`), not by bare bilinear sampling. Smaller images stay as they are. Then 255 times, rounded to
-   whole numbers (half to even).
-=======
    product with the reciprocal of their difference; clip to [0, 1]. What was not measured becomes 0. Of a screenshot whose plain borders
    take more than a quarter of its longer side, `sos predict` goes on with what lies between them; `stage.py` does not
    look for borders: cut them off first.
 3. **Reduce.** Where the longer side exceeds {how["native_px"]} pixels: resize to {how["native_px"]} over it, sides rounded, by a triangle filter as
    wide as the reduction (Pillow's BILINEAR; torch's `antialias=True`), not by bare bilinear sampling. Smaller images stay as they are. Then 255
    times, rounded to whole numbers (half to even).
->>>>>>> outputs
 4. **Frame.** The image lies centred in a square with the longer side s of it as side, black beyond its edges. The square is sampled at
    {n * samples} × {n * samples} places, bilinearly: sample i (from 0) of a row lies at x = w/2 + s·((i + 0.5)/{n * samples} − 0.5), where pixel j has
    its middle at j + 0.5; columns alike. A neighbour beyond the image counts as 0{averaged}. Divide by 255.

@@ -16,11 +16,7 @@ from sos.errors import OutOfTime, RunError
 from sos.rows import USE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-<<<<<<< HEAD
 COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "suspects", "agreement", "export", "release", "config")
-=======
-COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "export", "release", "config")
->>>>>>> outputs
 GOOD = {"path": "a.dcm", "stage": 3, "probabilities": [0.1, 0.1, 0.6, 0.15, 0.05], "expected_stage": 2.95, "uncertainty": 0.71,
         "peak": [101.5, 88.0], "box": [0.0, 0.0, 512.0, 512.0], "warnings": ["no spacing", "8 bits"], "error": None, "use": USE}
 BAD = {**dict.fromkeys(GOOD), "path": "b.dcm", "warnings": [], "error": "b.dcm: empty file; export it again", "use": USE}

@@ -132,8 +132,8 @@ def spearman(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def expected_stage(table: pd.DataFrame, labels: tuple[int, ...], temperature: float = 1.0) -> np.ndarray:
-    """(n,) mean label under the probabilities of a predictions table."""
-    return answers(table, temperature)[0] @ np.array(labels, float)
+    """(n,) mean label under the probabilities of a predictions table; rounded, so that equal answers stay a tie however a processor sums."""
+    return (answers(table, temperature)[0] @ np.array(labels, float)).round(9)
 
 
 # --- all of it for one network -----------------------------------------------------------------------------------------------
