@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from sos.cohort import audit_files
 from sos.cohort.audit import audit
 from sos.cohort.audit_headers import DUMMY, REMOVED
+from sos.cohort.reviews import add_review
 from sos.stages import BASSED5, FRANKLIN4
 
 SIDE = 520
@@ -324,3 +325,35 @@ def test_json_and_table_say_the_same(tmp_path):
     assert pd.DataFrame(record["findings"]).to_dict("list") == report.to_frame().astype({"row": int}).to_dict("list")
     assert [finding["severity"] for finding in record["findings"]] == ["error", "warning"]
     assert str(tmp_path) not in report.to_json()
+
+
+# ---- reviews --------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_and_stages_of_reviews_count_and_excluded_images_do_not(tmp_path):
+    rows = write_cohort(tmp_path)
+    rows[0][2] = ""  # no stage
+    rows[1][5:9] = [""] * 4  # no box
+    rows[2][3] = 300  # an age in months, of an image that is excluded
+    path = tmp_path / "reviews.csv"
+    add_review(path, "AB", "p0", "stage", 1)
+    add_review(path, "AB", "p1", "box", (200, 210, 290, 280))
+    add_review(path, "AB", "p2", "exclude", "yes")
+    report = run(tmp_path, rows)
+    assert told(report) == [] and report.usable and report.counts["rows"] == 3
+    path.unlink()
+    assert [row for _, row, _ in told(run(tmp_path, rows))] == [2, 3, 4]
+
+
+def test_a_review_that_makes_a_row_worse_is_told_in_that_row(tmp_path):
+    add_review(tmp_path / "reviews.csv", "AB", "p1", "box", (200, 210, 900, 280))
+    assert told(run(tmp_path, write_cohort(tmp_path))) == [("error", 3, "the box reaches outside the image (520×520 px)")]
+
+
+def test_a_line_that_is_no_review_makes_the_cohort_unusable_and_is_named(tmp_path):
+    add_review(tmp_path / "reviews.csv", "AB", "p0", "stage", 2)
+    with open(tmp_path / "reviews.csv", "a") as file:
+        file.write("yesterday,AB,p1,stage,3,,\n")
+    report = run(tmp_path, write_cohort(tmp_path))
+    assert report.exit_code == 2 and [(finding.file, finding.kind) for finding in report.findings] == [("reviews.csv", "reviews")]
+    assert report.findings[0].what == "line 3: 'yesterday' is no time" and report.findings[0].advice == "write it as 2025-01-31T12:00:00+00:00"

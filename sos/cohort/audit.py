@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..errors import CohortError
 from ..stages import BASSED5, StagingScheme
 from .audit_files import FileFacts, inspect_all
 from .audit_report import AuditReport, Finding, row_list
 from .audit_rows import AGE_AT, PHASE, check_row
 from .duplicates import near_duplicates
-from .manifest import REQUIRED
+from .manifest import BOX, REQUIRED
+from .reviews import REVIEWS, apply_reviews, read_reviews
 
 __all__ = ["AGE_AT", "PHASE", "AuditReport", "Finding", "audit"]
 
@@ -23,7 +25,7 @@ PRIVATE_COLUMNS = ("name", "patientname", "firstname", "lastname", "surname", "b
 
 
 def audit(manifest_path, scheme: StagingScheme = BASSED5, *, workers: int | None = None, progress=None) -> AuditReport:
-    """Check a manifest and every image in it.
+    """Check a manifest, corrected by the `reviews.csv` beside it where there is one, and every image in it.
 
     Works on manifests that `read_manifest` refuses, and raises nothing for what a manifest or an image may hold. `progress(done,
     total)` is called after each image. Only names of header fields are told, never their values; files outside the manifest's
@@ -37,6 +39,13 @@ def audit(manifest_path, scheme: StagingScheme = BASSED5, *, workers: int | None
     for name in REQUIRED:
         if name not in table:
             table[name] = ""
+    sound = True
+    try:
+        table = _corrected(table, read_reviews(path.with_name(REVIEWS)), scheme)
+    except CohortError as error:  # the cohort cannot be read before this is mended
+        sound = False
+        what, _, advice = str(error).removeprefix(str(path.with_name(REVIEWS))).lstrip(":, ").rpartition("; ")
+        findings.append(Finding("error", None, "", REVIEWS, what or advice, advice, "reviews"))
     files = inspect_all(path.parent, table["image"], workers, progress)
     for row in table.itertuples():
         told = check_row(row, files.get(row.image), scheme, set(missing))
@@ -44,7 +53,7 @@ def audit(manifest_path, scheme: StagingScheme = BASSED5, *, workers: int | None
     _check_across(table, files, findings)
     _check_near(table, files, findings, workers)
     bad = {finding.row for finding in findings if finding.severity == "error"}
-    usable = not missing and any(row not in bad for row in table.index)
+    usable = sound and not missing and any(row not in bad for row in table.index)
     return AuditReport(path.name, findings, _counts(findings, table, files), usable, table, files)
 
 
@@ -84,6 +93,18 @@ def _read_table(path: Path, findings: list[Finding]) -> pd.DataFrame | None:
     if table.empty:
         tell("error", "the manifest has no row", "add one row an image")
         return None
+    return table
+
+
+def _corrected(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingScheme) -> pd.DataFrame:
+    """The rows with the boxes and stages of the `reviews` beside the manifest, those of excluded images left out."""
+    columns = [*BOX, "stage"]
+    numbers = table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in columns})
+    reviewed, _ = apply_reviews(numbers, reviews, scheme)
+    table = table.loc[reviewed.index].copy()
+    for name in columns:
+        new = reviewed[name].notna() & (reviewed[name] != numbers[name].loc[reviewed.index])
+        table.loc[new, name] = [f"{value:g}" for value in reviewed.loc[new, name]]
     return table
 
 
