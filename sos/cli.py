@@ -65,7 +65,7 @@ def collect(args) -> int:
     print(f"{done.manifest}: {spoken(done.rows)}, {done.patients} patients"
           + (f"; {spoken(len(done.rejected))} kept out, listed in {done.rejects}" if done.rejected else ""))
     if done.without_box:
-        print(f"{spoken(done.without_box)} without a box, which must be drawn before a study can use them")
+        print(f"{spoken(done.without_box)} without a box, which must be drawn before a study can use them: in JupyterLab by sos.panels.review")
     with bar("image") as images:
         counts = check(done.manifest, progress=shown_by(images)).counts
     print(f"audit: {counts['images_readable']} of {counts['images']} images readable; {counts['errors']} errors, {counts['warnings']} warnings; "
