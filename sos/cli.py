@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __version__, config
 from .errors import OutOfTime, SOSError
-from .rows import JSON_KEYS, json_line, tabled, whole_file
+from .rows import json_line, tabled, whole_file
 from .stages import BASSED5, get_scheme
 
 

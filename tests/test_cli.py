@@ -13,7 +13,7 @@ import pytest
 import sos
 from sos import cli, config
 from sos.errors import OutOfTime, RunError
-from sos.rows import USE
+from sos.rows import JSON_KEYS, USE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "suspects", "agreement", "export", "release", "config")
@@ -161,7 +161,7 @@ def test_predict(tmp_path, tiny_cohort, capsys, monkeypatch):
     assert cli.main(["predict", *paths, "--json"]) == 1
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["path"] for row in rows] == paths
-    assert all(set(row) == set(cli.JSON_KEYS) for row in rows)
+    assert all(set(row) == set(JSON_KEYS) for row in rows)
     assert [bool(row["error"]) for row in rows] == [True, False, True, True]
     good = rows[1]
     assert sum(good["probabilities"]) == pytest.approx(1, abs=1e-3)

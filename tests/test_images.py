@@ -1,7 +1,6 @@
 """Reading: every encoding of one picture gives the same picture; what cannot be read gives one line; what identifies stays in the
 header."""
 
-import io
 import json
 import logging
 import os

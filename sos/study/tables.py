@@ -21,7 +21,7 @@ from .describe import ceiling
 from .grid import has_cohort
 from .latency import read_latency
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, STAGING, STUDENTS, TESTED, TRUST, Results, Table, adjust, closed,
-                      columns, holm, over_seeds, p_value, p_written, sample, shared_seeds, spread, summarise, summary_in, verdict, written)
+                      columns, over_seeds, p_value, p_written, sample, shared_seeds, spread, summarise, summary_in, verdict, written)
 from .results import rows as _rows
 from .results import who as _who
 from .runs import Run, training_code
