@@ -10,21 +10,18 @@ import subprocess
 import numpy as np
 import pydicom
 import pytest
-import torch
 from highdicom import sr
 from PIL import Image
 from pydicom.uid import ComprehensiveSRStorage, CTImageStorage, SecondaryCaptureImageStorage, generate_uid
+from test_predict import stager  # noqa: F401  (a fixture)
 
 from sos import cli
-from sos.config import RunConfig
 from sos.images.reader import GreyImage, read_image
-from sos.method.models import build
 from sos.origin import find_origin
 from sos.pictures import WARNING, capture
-from sos.predict import Stager
 from sos.report import write_dicom
 from sos.rows import USE
-from sos.stages import BASSED5
+
 
 SECRETS = {"PatientName": "Mustermann^Jürgen", "PatientID": "ID-4711", "PatientBirthDate": "20101231", "StudyDate": "20240229",
            "AccessionNumber": "ACC99", "ReferringPhysicianName": "Gräfe^Anna"}
@@ -52,13 +49,6 @@ def written(source):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["0001_scan_capture.dcm", "0001_scan_report.dcm"]
     row = next(csv.DictReader((folder / "stages.csv").open(newline="")))
     return row, pydicom.dcmread(folder / "out" / "0001_scan_capture.dcm"), sr.srread(folder / "out" / "0001_scan_report.dcm")
-
-
-@pytest.fixture(scope="module")
-def stager():
-    torch.manual_seed(3)
-    config = RunConfig(frame_px=96)
-    return Stager(build(config, 5).eval(), config, BASSED5, "untrained")
 
 
 @pytest.fixture(scope="module")
