@@ -11,7 +11,7 @@ from PIL import Image
 _HERE = Path(__file__).parent
 
 
-def as_png(pixels: np.ndarray) -> bytes:
+def grey_png(pixels: np.ndarray) -> bytes:
     """(h, w) grey values in [0, 1] as an 8-bit PNG."""
     file = io.BytesIO()
     Image.fromarray(np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)).save(file, "PNG", compress_level=3)

@@ -4,9 +4,7 @@
     review("cohort/manifest.csv", who="AB")
 """
 
-import base64
 import html
-import io
 
 import ipywidgets as w
 import numpy as np
@@ -17,7 +15,8 @@ from matplotlib.patches import Rectangle
 from ..cohort.reviews import BOX
 from ..errors import SOSError
 from ..stages import BASSED5, StagingScheme
-from .canvas import Canvas, as_png
+from .base import Still, as_png, told
+from .canvas import Canvas, grey_png
 from .session import ReviewSession
 
 FEW = 12  # reviews of an image that are listed; the file holds all
@@ -35,14 +34,7 @@ def review(manifest, who: str, *, blind: bool = False, scheme: StagingScheme = B
         return w.HTML(told("error", error))
 
 
-def told(kind: str, text) -> str:
-    """A line of text as HTML: an `error` stands out and is read out at once, `done` and `plain` are quiet."""
-    colour = {"error": "--jp-error-color1, #c62828", "done": "--jp-success-color1, #2e7d32", "plain": "--jp-ui-font-color2, #616161"}[kind]
-    role = "alert" if kind == "error" else "status"
-    return f'<div role="{role}" class="sos-{kind}" style="color: var({colour}); line-height: 1.4">{html.escape(str(text))}</div>'
-
-
-class ReviewPanel(w.VBox):
+class ReviewPanel(Still, w.VBox):
     """Widgets round a ReviewSession: each control calls one of its methods and shows what came of it."""
 
     def __init__(self, session: ReviewSession):
@@ -175,7 +167,7 @@ class ReviewPanel(w.VBox):
     def _picture(self, case) -> None:
         self.canvas.title = f"{case.patient_id}, {case.number} of {len(self.session)}"
         try:
-            self.canvas.picture = as_png(self.session.image().pixels)
+            self.canvas.picture = grey_png(self.session.image().pixels)
         except (SOSError, OSError) as error:
             self.canvas.picture = b""
             self.message.value = told("error", error)
@@ -202,13 +194,6 @@ class ReviewPanel(w.VBox):
         said = "".join(f"<div>{row}</div>" for row in [head, *rows])
         return f'<div class="sos-history" style="font-size: 12px; line-height: 1.35">{said}</div>'
 
-    def _repr_mimebundle_(self, **kwargs):
-        """The widget, and a still picture for readers without a kernel."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, rest = bundle if isinstance(bundle, tuple) else (bundle, None)
-        data = {**data, "image/png": base64.b64encode(self.still()).decode()}
-        return data if rest is None else (data, rest)
-
     def still(self) -> bytes:
         """The image in front of us with its box, as PNG."""
         case = self.session.case
@@ -226,6 +211,4 @@ class ReviewPanel(w.VBox):
         stage = "blind" if self.session.blind else "not staged" if case.stage is None else f"stage {case.stage}"
         ax.set_title(f"{case.patient_id}, {case.number} of {len(self.session)}, {stage}", fontsize=9)
         fig.supxlabel("run the cell to review; research use only", fontsize=7, color="0.4")
-        file = io.BytesIO()
-        fig.savefig(file, dpi=110, metadata={"Software": None})
-        return file.getvalue()
+        return as_png(fig)
