@@ -178,6 +178,7 @@ class Profile:
     student: RunConfig
     zoom: RunConfig  # a student that looks twice
     detector: RunConfig
+    at_once: int = 0  # runs trained side by side before the notebooks, on one GPU or on the cores; 0: in the notebooks, one after the other
     competitors_trained: tuple[str, ...] = ()  # those of `competitors` that this profile makes, beside the main runs; others: not yet run
     latency_images: int = 40  # on which the time from pixels to stage is measured, one at a time
     scheme: str = "bassed5"
@@ -333,7 +334,7 @@ PROFILES = {
                  difficulties=(0.0, 1.0, 2.0), difficulty_patients=24, competitors_trained=EVERY_COMPETITOR,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16), zoom=dict(frame_px=192, glance_px=64)),
         # at most 20 minutes on two cores: shows the effects
-        _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, without_labels=False,
+        _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, without_labels=False, at_once=2,
                  competitors_trained=(PIPELINE,),  # the others cost as much as a student each
                  difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
                  # few epochs: on whole images small batches, for more steps, and little variation beside that of patients and scanners;
@@ -344,7 +345,7 @@ PROFILES = {
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
         # the paper's size on one GPU: 723 patients, five seeds
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
-                 native_px=1024, competitors_trained=EVERY_COMPETITOR,
+                 native_px=1024, at_once=6, competitors_trained=EVERY_COMPETITOR,
                  backbones=("resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,
                  varied=dict(temperature=(1.0, 2.0, 5.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
                              cam_target=CAM_TARGETS, cam_layer=CAM_LAYERS, output_stride=(16, 32), frame_px=(0.5, 0.75, 1.0),

@@ -8,14 +8,16 @@ probabilities are calibrated by the temperature that the network's own validatio
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from .cohort.cameras import frame_camera, normalise, reduce_to, still_scene
+from .cohort.cameras import Scene, frame_camera, normalise, reduce_to, still_scene
 from .config import PROFILES, RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
@@ -29,6 +31,7 @@ from .study.trust import scaled
 
 NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
 REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
+TOGETHER = 8  # images in one pass of the network, when there are many
 WEAK_MASS = 1e-6  # below, the heat map is empty
 
 
@@ -48,44 +51,49 @@ class Stager:
 
         Returns stage (label), probabilities, expected_stage (mean label under the probabilities), uncertainty (entropy over its largest
         value: 0 certain, 1 ignorant), peak (x, y) and box (x0, y0, x1, y1) in pixels of the image, and cam: the Grad-CAM (n, n) of the
-        decided stage over the square frame.
+        decided stage over the square frame; over the frame of the part between a screenshot's borders, where only that is looked at.
         """
-        if (content := image.record.get("content")) is not None:
-            return self._look_at(image, content)
-        native, scale, _ = reduce_to(image, NATIVE_PX)
-        size = torch.tensor([native.shape])
-        scene = still_scene(size)
-        frame = normalise(frame_camera(torch.from_numpy(native)[None, None].float(), scene, self.config) / 255)
+        return self.look_at([image])[0]
+
+    def look_at(self, images: list[GreyImage]) -> list[dict]:
+        """`look` of several images in one pass, which costs less than a pass for each."""
+        parts = [image.record.get("content") or (0, 0, *image.pixels.shape[::-1]) for image in images]
+        views = [_frame_of(image, part, self.config) for image, part in zip(images, parts, strict=True)]
+        frames = normalise(torch.cat([frame for frame, _, _ in views]) / 255)  # (n, 1, side, side)
         with torch.no_grad():
-            picture, window = self.net.view(torch.cat([frame, frame.flip(3)]))
+            picture, window = self.net.view(torch.cat([frames, frames.flip(3)]))
             features = map_of(self.net, picture, self.config.cam_layer)
         look = judge_map(self.net, features.requires_grad_(), self.config.cam_layer)
-        probabilities = look.logits.detach().double().softmax(1).mean(0)  # (k,)
-        cams = grad_cam(features, class_score(look.logits, probabilities.argmax().expand(2))).detach()
-        cams = over_picture(cams, window)  # (2, n, n)
-        cam = cams[:1] + cams[1:].flip(2)  # (1, n, n)
-        probabilities = scaled(probabilities.numpy()[None], self.temperature)[0]
-        points = [peak(cam)[0].tolist(), *region(enlarge(cam, self.config.frame_px)[0].numpy())]
+        probabilities = look.logits.detach().double().softmax(1).view(2, len(images), -1).mean(0)  # (n, k)
+        cams = grad_cam(features, class_score(look.logits, probabilities.argmax(1).repeat(2))).detach()
+        cams = over_picture(cams, window)  # (2n, m, m)
+        cams = cams[:len(images)] + cams[len(images):].flip(2)
+        probabilities = scaled(probabilities.numpy(), self.temperature)
+        return [self._answer(p, cam, scene, scale, part)
+                for p, cam, (_, scene, scale), part in zip(probabilities, cams, views, parts, strict=True)]
+
+    def _answer(self, probabilities: np.ndarray, cam: torch.Tensor, scene: Scene, scale: float, part: tuple) -> dict:
+        """What `look` returns, of one image: from its probabilities (k,), its map (m, m) and where its frame lies on the part of it that was seen."""
+        points = [peak(cam[None])[0].tolist(), *region(enlarge(cam[None], self.config.frame_px)[0].numpy())]
         x, y = (scene.to_native(torch.tensor([points]))[0] / scale).numpy().T
-        height, width = image.pixels.shape
-        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        x0, y0, x1, y1 = part
+        x, y = x0 + np.clip(x, 0, x1 - x0), y0 + np.clip(y, 0, y1 - y0)
         labels = np.array(self.scheme.labels)
         entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1))).sum() / math.log(len(labels))
         seen = bool(cam.sum() > WEAK_MASS)
         return {"stage": int(labels[probabilities.argmax()]), "probabilities": probabilities.tolist(),
                 "expected_stage": float(probabilities @ labels), "uncertainty": float(entropy),
                 "peak": [float(x[0]), float(y[0])] if seen else None,
-                "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam[0].numpy()}
+                "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam.numpy()}
 
-    def _look_at(self, image: GreyImage, content: tuple[int, int, int, int]) -> dict:
-        """`look` at a part of the image alone, between a screenshot's borders; places are those of the whole image, cam that of the part."""
-        x0, y0, x1, y1 = content
-        part = GreyImage(np.ascontiguousarray(image.pixels[y0:y1, x0:x1]), image.spacing_mm, image.record | {"content": None})
-        answer = self.look(part)
-        if answer["box"] is not None:
-            answer["peak"] = [float(v) for v in np.add(answer["peak"], (x0, y0))]
-            answer["box"] = [float(v) for v in np.add(answer["box"], content[:2] * 2)]
-        return answer
+
+def _frame_of(image: GreyImage, part: tuple[int, int, int, int], config: RunConfig) -> tuple[torch.Tensor, Scene, float]:
+    """The frame (1, 1, side, side), grey 0..255, of a part x0, y0, x1, y1 of an image, where it lies on the part as reduced, and reduced over
+    stored pixels."""
+    x0, y0, x1, y1 = part
+    native, scale, _ = reduce_to(replace(image, pixels=image.pixels[y0:y1, x0:x1]), NATIVE_PX)
+    scene = still_scene(torch.tensor([native.shape]))
+    return frame_camera(torch.from_numpy(native)[None, None].float(), scene, config), scene, scale
 
 
 def region(cam: np.ndarray) -> list[list[float]]:
@@ -139,23 +147,48 @@ def predict_paths(paths: Iterable, weights=None, cam_dir=None, dicom_dir=None) -
     stager = load_stager(weights)
     for folder in filter(None, (cam_dir, dicom_dir)):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(paths, 1):
-        row = empty_row(path)
-        try:
-            image = read_image(path)
-        except ImageError as error:
-            yield row | {"error": str(error)}
-            continue
-        answer = stager.look(image)
-        cam = answer.pop("cam")
-        warnings = list(image.record["warnings"])
-        if answer["box"] is None:
-            warnings.append("the network looked nowhere in particular; do not trust this stage")
-        name = f"{number:04d}_{Path(path).stem}"
-        if cam_dir is not None:
-            save_picture(Path(cam_dir) / f"{name}.png", image, cam, answer, stager)
-        if dicom_dir is not None:
-            from .report import write_dicom
+    number = 0
+    for known in _read_ahead(paths):
+        images = [image for _, image in known if isinstance(image, GreyImage)]
+        answers = iter(stager.look_at(images) if images else [])
+        for path, image in known:
+            number += 1
+            if isinstance(image, ImageError):
+                yield empty_row(path) | {"error": str(image)}
+            else:
+                yield _row(path, image, next(answers), stager, f"{number:04d}_{Path(path).stem}", cam_dir, dicom_dir)
 
-            warnings += write_dicom(Path(dicom_dir), name, path, image, cam, answer, stager)
-        yield row | answer | {"warnings": warnings}
+
+def _read_ahead(paths: Iterable) -> Iterator[list[tuple]]:
+    """Inputs and their images (or the ImageError of each that has none) in lists for one pass of the network: the first alone, so that an answer
+    comes soon, then TOGETHER. While the network looks at one list, a thread reads the next."""
+    def read(batch):
+        return [(path, _image_or_error(path)) for path in batch]
+
+    paths = iter(paths)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, list(islice(paths, 1)))
+        while known := ahead.result():
+            ahead = pool.submit(read, list(islice(paths, TOGETHER)))
+            yield known
+
+
+def _image_or_error(path) -> GreyImage | ImageError:
+    try:
+        return read_image(path)
+    except ImageError as error:
+        return error
+
+
+def _row(path, image: GreyImage, answer: dict, stager: Stager, name: str, cam_dir, dicom_dir) -> dict:
+    cam = answer.pop("cam")
+    warnings = list(image.record["warnings"])
+    if answer["box"] is None:
+        warnings.append("the network looked nowhere in particular; do not trust this stage")
+    if cam_dir is not None:
+        save_picture(Path(cam_dir) / f"{name}.png", image, cam, answer, stager)
+    if dicom_dir is not None:
+        from .report import write_dicom
+
+        warnings += write_dicom(Path(dicom_dir), name, path, image, cam, answer, stager)
+    return empty_row(path) | answer | {"warnings": warnings}

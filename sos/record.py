@@ -120,10 +120,10 @@ class Record:
     def owned(self) -> set[str]:
         return {file for step in self.steps.values() for file in step["outputs"]}
 
-    def trained_before(self, name: str) -> str:
-        """Fingerprint of the trained runs that the steps before `name` made."""
-        runs = [[file, known["sha256"]] for other, step in self.steps.items() if other < name
-                for file, known in step["outputs"].items() if file.startswith("models/") and file.endswith(RUN_FILES)]
+    def trained_in(self, steps: list[str]) -> str:
+        """Fingerprint of the trained runs that `steps` made."""
+        runs = [[file, known["sha256"]] for name in steps if name in self.steps
+                for file, known in self.steps[name]["outputs"].items() if file.startswith("models/") and file.endswith(RUN_FILES)]
         return config.digest(sorted(runs))
 
 

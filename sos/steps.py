@@ -30,7 +30,7 @@ QUIET_KERNEL = ["--IPKernelApp.log_level=50"]  # no "Kernel is running over TCP"
 
 
 class StepFailed(SOSError):
-    """A notebook ended with an error; the message names notebook, cell and error."""
+    """A notebook or a training ended with an error; the message names it and the error."""
 
 
 def read_notebook(path: Path) -> dict:
@@ -112,7 +112,8 @@ class Stopped(Exception):
 
 
 class Road:
-    """The steps of one profile and one cohort: `cohort`, then the notebooks in the order of their numbers."""
+    """The steps of one profile and one cohort: `cohort`; `runs`, where the profile trains several at once; then the notebooks in the order of
+    their numbers."""
 
     def __init__(self, profile: str, cohort: str = "", notebooks: Path | None = None):
         self.profile = config.get_profile(profile)
@@ -123,17 +124,17 @@ class Road:
         self.notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
         if not self.notebooks:
             raise RunError("no notebooks found beside the package; start this from a checkout of the repository")
+        self.steps = ["cohort", *(["runs"] if self.profile.at_once else []), *self.notebooks]
         self.code = config.source_digest(*(p for p in PACKAGE.rglob("*.py") if p.name not in ROOMS_OF_NO_RESULT))
 
     def choose(self, only: str | None) -> list[str]:
         """Names of the steps to look at. With `only`, the cohort (which every notebook reads) and the steps of that number or name."""
-        names = ["cohort", *self.notebooks]
         if not only:
-            return names
-        chosen = [name for name in names if name == only or name.startswith(f"{only.zfill(2)}_")]
+            return self.steps
+        chosen = [name for name in self.steps if name == only or name.startswith(f"{only.zfill(2)}_")]
         if not chosen:
-            raise ConfigError(f"no step '{only}'; known: {', '.join(names)}")
-        return sorted({"cohort", *chosen}, key=names.index)
+            raise ConfigError(f"no step '{only}'; known: {', '.join(self.steps)}")
+        return sorted({"cohort", *chosen}, key=self.steps.index)
 
     def inputs(self, name: str, record: Record) -> dict:
         """Fingerprints of all that the step reads; the keys are what the reason for a new run says."""
@@ -142,14 +143,16 @@ class Road:
                 return {"manifest": manifest_fingerprint(self.own)}
             return {"number of patients": self.profile.patients, "seed": self.profile.cohort_seed,
                     "phantom": config.source_digest(PACKAGE / "phantom")}
-        return {"notebook": notebook_fingerprint(self.notebooks[name]), "code": self.code,
-                "profile": config.digest(self.profile.resolved()), "cohort": manifest_fingerprint(self.manifest),
-                "earlier results": record.trained_before(name)}
+        known = {"code": self.code, "profile": config.digest(self.profile.resolved()), "cohort": manifest_fingerprint(self.manifest)}
+        if name == "runs":
+            return known
+        return known | {"notebook": notebook_fingerprint(self.notebooks[name]),
+                        "earlier results": record.trained_in(self.steps[:self.steps.index(name)])}
 
     def do(self, name: str, record: Record) -> list[Path]:
         """Carry the step out; returns the files that it made."""
         if name != "cohort":
-            return self.do_notebook(name, record)
+            return self.do_with_results(name, record)
         if self.own:
             from .cohort.audit import audit
 
@@ -167,15 +170,38 @@ class Road:
         manifest = write_cohort(folder, self.profile.patients, self.profile.cohort_seed, progress=sys.stderr.isatty())
         return [manifest, folder / "cohort.json", *(folder / "images").glob("*"), *(folder / "masks").glob("*")]
 
-    def do_notebook(self, name: str, record: Record) -> list[Path]:
-        """Execute a notebook; to it belong the results it wrote, and those of an earlier attempt that was cut off."""
+    def do_with_results(self, name: str, record: Record) -> list[Path]:
+        """Make the runs or execute a notebook; to it belong the results it wrote, and those of an earlier attempt that was cut off."""
         before = self.results()
         record.begin(name)
-        parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
-        pages = execute(self.notebooks[name], self.root / "notebooks", parameters)
+        if name == "runs":
+            pages = []
+            self.make_runs()
+        else:
+            parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
+            pages = execute(self.notebooks[name], self.root / "notebooks", parameters)
         owned = record.owned()
         return pages + [path for path, state in self.results().items()
                         if before.get(path) != state or os.path.relpath(path, self.root) not in owned]
+
+    def make_runs(self) -> None:
+        """Train what is not trained yet, `at_once` runs of the profile at a time: small networks leave much of a GPU, or of two cores, idle."""
+        from .study.cluster import cluster, make_runs, visible_gpus
+        from .study.grid import finished, plan
+        from .study.training import Study
+
+        study, jobs = Study(self.profile, self.own or ""), plan(self.profile)
+        if finished(study, jobs):
+            return
+        gpus, at_once = visible_gpus(), self.profile.at_once
+        share = {"runs_per_gpu": at_once} if gpus else {"workers": min(at_once, len(os.sched_getaffinity(0)))}
+        with cluster(**share) as client:
+            outcomes = make_runs(client, study, jobs, share.get("runs_per_gpu"))
+        for outcome in outcomes:
+            if outcome.error:
+                raise StepFailed(f"{outcome.name}: {outcome.error}")
+        if any(outcome.stopped for outcome in outcomes):
+            raise Stopped
 
     @property
     def published(self) -> Path:
@@ -215,12 +241,12 @@ class Road:
                     raise
                 record.finish(name, inputs, files, time.monotonic() - start)
                 print(spoken(time.monotonic() - start))
-            if not self.own and not only and set(record.steps) == {"cohort", *self.notebooks}:
+            if not self.own and not only and set(record.steps) >= set(self.steps):
                 show_in_readme(f"times:{self.profile.name}", self.times(record))
 
     def times(self, record: Record) -> str:
         """How long each step took when it was last carried out, attempts that were stopped included, as Markdown."""
-        took = {name.replace("_", " "): record.steps[name]["elapsed_s"] for name in ("cohort", *self.notebooks)}
+        took = {name.replace("_", " "): record.steps[name]["elapsed_s"] for name in self.steps}
         rows = [f"| {name} | {spoken(seconds)} |" for name, seconds in {**took, "all": sum(took.values())}.items()]
         return "\n".join([f"| step, profile `{self.profile.name}` | time |", "|---|---|", *rows]) + "\n"
 

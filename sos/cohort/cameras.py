@@ -97,10 +97,14 @@ def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tenso
     matrix = unit[:, None] * scene.matrix * half[:, None, :]
     offset = unit * scene.to_native(middle[:, None])[:, 0] - 1
     steps = (torch.arange(size_px * fine, device=native.device) + 0.5) * (2 / (size_px * fine)) - 1  # -1..1 over the picture
-    across = matrix[:, None, :, 0] * steps[None, :, None]  # (b, side, 2) what a step to the right adds, and one down
-    down = matrix[:, None, :, 1] * steps[None, :, None] + offset[:, None]
-    grid = across[:, None] + down[:, :, None]  # (b, side, side, 2); F.affine_grid gives the same by a matrix product, slowly on a CPU
-    return F.avg_pool2d(F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False), fine)
+    steps = steps.view(size_px, fine).T.contiguous()  # (fine, size): samples of one phase, one a picture pixel
+    across = matrix[:, :, :1, None] * steps  # (b, 2, fine, size) what a step to the right adds, and one down
+    down = matrix[:, :, 1:, None] * steps + offset[:, :, None, None]
+    # (b, 2, size, fine, fine, size): x and y in planes of their own, and phases apart within a row, so that all that follows runs along memory
+    grid = across[:, :, None, None] + down.transpose(2, 3).contiguous()[..., None, None]
+    grid = grid.view(b, 2, -1, size_px).permute(0, 2, 3, 1)
+    samples = F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False).view(b, 1, size_px, fine**2, size_px)
+    return sum(samples.unbind(3)[1:], samples[:, :, :, 0]) / fine**2
 
 
 def frame_camera(native: torch.Tensor, scene: Scene, config: RunConfig) -> torch.Tensor:

@@ -124,7 +124,8 @@ def paste(cam: torch.Tensor, window: torch.Tensor, size: int, fine: int = 8) -> 
     steps = (torch.arange(size * fine, device=cam.device) + 0.5) / (size * fine)
     u = (steps - window[:, :1]) / (window[:, 2:3] - window[:, :1]) * 2 - 1  # (b, size·fine) -1..1 over the window
     v = (steps - window[:, 1:2]) / (window[:, 3:] - window[:, 1:2]) * 2 - 1
-    grid = torch.stack([u[:, None, :].expand(-1, size * fine, -1), v[:, :, None].expand(-1, -1, size * fine)], -1)
-    inside = ((grid.abs() <= 1).all(-1))[:, None]
+    across, down = u[:, None, :].expand(-1, size * fine, -1), v[:, :, None].expand(-1, -1, size * fine)
+    grid = torch.stack([across, down], 1).permute(0, 2, 3, 1)  # x and y in planes of their own, which a CPU samples several times faster
+    inside = (u.abs() <= 1)[:, None, None, :] & (v.abs() <= 1)[:, None, :, None]
     placed = F.grid_sample(cam[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False) * inside
     return F.avg_pool2d(placed, fine)[:, 0]

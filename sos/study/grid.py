@@ -80,6 +80,12 @@ def find(study: Study, configs: list[RunConfig]) -> list[Run]:
     return runs
 
 
+def finished(study: Study, jobs: list[Job]) -> bool:
+    """Whether all runs of `jobs` are on disk, with weights where they are kept; looks, and makes nothing."""
+    runs = find(study, [job.config for job in jobs])
+    return len(runs) == len(jobs) and all(run.weights.is_file() for run, job in zip(runs, jobs, strict=True) if job.keep_weights)
+
+
 def has_cohort(study: Study) -> bool:
     """Whether the study's images are there, so that nothing would have to be drawn."""
     return study.manifest is not None or (study.folder / "cohort" / "manifest.csv").is_file()
