@@ -12,10 +12,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
-from sos import cli, config, files
+from sos import cli, config, files, steps
 from sos.errors import ConfigError, OutOfTime, RunError
 from sos.files import alone
 from sos.study import cluster, grid
@@ -82,6 +83,44 @@ def test_two_workers_make_the_bytes_of_the_runs_one_after_the_other(one_by_one, 
     assert capfd.readouterr() == ("", "")  # no terminal, no progress
     assert len(list(one_by_one.iterdir())) == 5
     assert_same_runs(Study("tiny", tiny_cohort).folder / "models", one_by_one)
+
+
+@pytest.mark.slow
+def test_the_road_makes_the_runs_side_by_side_before_its_notebooks(one_by_one, tiny_cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(config.PROFILES, "tiny", tiny(at_once=2))
+    monkeypatch.setattr(config, "source_digest", lambda *paths: "as it is")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("JUPYTER_PREFER_ENV_PATH", "PYDEVD_DISABLE_FILE_VALIDATION"):  # the road sets them for its kernels
+        monkeypatch.setenv(name, "1")
+    code = "import pathlib, os\nlen(list(pathlib.Path(os.environ['SOS_HOME'], 'runs').glob('*/models/*/config.json')))"
+    cells = [nbformat.v4.new_code_cell("profile = 'tiny'\ncohort = ''", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "01_count.ipynb")
+    walk = ["--profile", "tiny", "--cohort", str(tiny_cohort), "--notebooks", str(tmp_path / "notebooks")]
+
+    assert steps.main([*walk, "--only", "01"]) == 0  # trains nothing that its notebook does not ask for
+    models = Study("tiny", tiny_cohort).folder / "models"
+    assert not models.exists() and "runs" not in capsys.readouterr().out.split("results in")[1].split("\n", 1)[1].split("done")[0]
+    assert steps.main(walk) == 0
+    assert_same_runs(models, one_by_one)
+    (counted,) = nbformat.read(models.parent / "notebooks" / "01_count.ipynb", 4).cells[-1].outputs
+    assert counted["data"]["text/plain"] == "5"
+
+    weights = next(models.glob("student-*/weights.safetensors"))
+    owned = json.loads((models.parent / "steps.json").read_text())["steps"]["runs"]["outputs"]
+    assert os.path.relpath(weights, models.parent) in owned and len(owned) > 25
+    shutil.rmtree(weights.parent)
+    capsys.readouterr()
+    assert steps.main(walk) == 0
+    told = capsys.readouterr().out
+    assert "is missing" in told and told.count("unchanged") == 2  # the notebook reads the same run again
+    assert_same_runs(models, one_by_one)
+
+    monkeypatch.setattr(cluster, "make_runs", lambda *_: [Outcome("student-1", "out of memory")])
+    shutil.rmtree(weights.parent)
+    assert steps.main(walk) == 1 and "sos: student-1: out of memory" in capsys.readouterr().err
+    monkeypatch.setattr(cluster, "make_runs", lambda *_: [Outcome("student-1", stopped="in time")])
+    assert steps.main(walk) == 0 and "the same command goes on from here" in capsys.readouterr().out
 
 
 @pytest.mark.slow

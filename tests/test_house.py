@@ -26,7 +26,7 @@ MODULES = {"sklearn": "scikit-learn", "PIL": "pillow", "xdist": "pytest-xdist", 
 PEERS = {"pytorch_grad_cam": "grad-cam", "torchdistill": "torchdistill"}  # they made tests/references, and nothing else knows them
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
-GROUND = {"stages", "choices", "config", "errors", "files"}
+GROUND = {"stages", "choices", "config", "cores", "errors", "files"}
 MAY_IMPORT = {"images": GROUND, "phantom": GROUND | {"images", "cohort.manifest"}, "cohort": GROUND | {"images"}, "method": GROUND,
               "study": GROUND | {"images", "phantom", "cohort", "method"}}
 

@@ -11,7 +11,7 @@ from sos.errors import RunError
 from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
 from sos.method.models import build
-from sos.predict import Stager, load_stager, predict_paths, region, save_picture
+from sos.predict import TOGETHER, Stager, load_stager, predict_paths, region, save_picture
 from sos.stages import BASSED5
 
 
@@ -98,6 +98,33 @@ def test_rows_come_in_order_and_a_bad_file_stops_nothing(tmp_path):
     rows = list(predict_paths([bad, good, tmp_path / "missing.png"]))
     assert [bool(row["error"]) for row in rows] == [True, False, True] and [row["path"] for row in rows][1] == str(good)
     assert sum(rows[1]["probabilities"]) == pytest.approx(1) and rows[1]["stage"] in BASSED5.labels and rows[0]["stage"] is None
+
+
+def test_images_staged_together_have_the_answers_they_have_alone(stager, image):
+    screenshot = GreyImage(np.pad(image.pixels, ((30, 10), (0, 50))), None, {"warnings": [], "content": (0, 30, image.pixels.shape[1],
+                                                                                                        30 + image.pixels.shape[0])})
+    images = [image, turned(image), screenshot, GreyImage(image.pixels[40:, :400], None, {"warnings": []})]
+    for one, alone in zip(stager.look_at(images), map(stager.look, images), strict=True):
+        assert one["stage"] == alone["stage"] and one["box"] == pytest.approx(alone["box"])
+        for key in ("probabilities", "expected_stage", "uncertainty", "peak"):
+            assert one[key] == pytest.approx(alone[key], abs=1e-5)
+        assert np.allclose(one["cam"], alone["cam"], atol=1e-5) and one["cam"].max() > 0
+
+
+def test_rows_come_while_later_files_are_not_read_yet(tmp_path):
+    good, taken = tmp_path / "good.png", []
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (200, 200), np.uint8)).save(good)
+
+    def endless():
+        while True:
+            taken.append(good if len(taken) % 3 else tmp_path / "missing.png")
+            yield taken[-1]
+
+    rows = predict_paths(endless(), "released")
+    assert next(rows)["error"] and len(taken) <= 1 + TOGETHER
+    assert not any(next(rows)["error"] for _ in range(2)) and next(rows)["error"]
+    assert len(taken) <= 1 + 2 * TOGETHER
+    rows.close()
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

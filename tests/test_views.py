@@ -205,6 +205,22 @@ def test_larger_neighbours_in_a_batch_change_nothing():
     assert torch.allclose(camera(both, still_scene(sizes), 32)[:1], alone, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "window", "fine"), [(24, None, 2), (31, (0.4, 0.3, 0.7, 0.6), 2), (48, None, 1), (12, (-0.2, 0.5, 0.3, 1.0), 3)])
+def test_the_camera_gives_bit_for_bit_the_mean_of_a_finer_picture_sampled_in_one_go(size, window, fine):
+    """Trained runs stay what they are when the camera is made faster."""
+    native, config = smooth(3, 70, 90, seed=4) * 255, RunConfig(rotate_deg=20.0, zoom=0.2, shift=0.1, flip=0.5)
+    scene = random_scene(torch.tensor([[70, 90], [64, 90], [70, 50]]), config, generator(2))
+    window = None if window is None else torch.tensor([window]).expand(3, 4)
+    span = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(3, 4) if window is None else window
+    half, middle, unit = (span[:, 2:] - span[:, :2]) / 2, (span[:, 2:] + span[:, :2]) / 2, 2 / torch.tensor([90, 70])
+    matrix, offset = unit[:, None] * scene.matrix * half[:, None, :], unit * scene.to_native(middle[:, None])[:, 0] - 1
+    steps = (torch.arange(size * fine) + 0.5) * (2 / (size * fine)) - 1
+    across, down = (matrix[:, None, :, axis] * steps[None, :, None] for axis in (0, 1))
+    grid = across[:, None] + (down + offset[:, None])[:, :, None]
+    expected = F.avg_pool2d(F.grid_sample(native, grid, align_corners=False), fine)
+    assert torch.equal(camera(native, scene, size, window, fine), expected) and expected.std() > 1
+
+
 # ---- light ---------------------------------------------------------------------------------------------------------
 
 

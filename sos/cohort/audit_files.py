@@ -1,14 +1,14 @@
 """What is found out about one image file; nothing of it identifies anyone."""
 
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..cores import spread
 from ..errors import ImageError
 from ..files import leads_out
 from ..images.reader import read_image
@@ -40,9 +40,8 @@ def inspect_all(root: Path, images: pd.Series, workers: int | None, progress) ->
     """Image name, relative to the folder `root` → its facts, each file once; `progress(done, total)` is called after each."""
     names = [name for name in dict.fromkeys(images) if name]
     files = {}
-    workers = workers or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(workers) as pool:  # decoders and numpy let go of the interpreter's lock
-        for done, (name, found) in enumerate(zip(names, pool.map(lambda name: inspect(root, name), names), strict=True), 1):
+    with spread(len(names), workers) as each:
+        for done, (name, found) in enumerate(zip(names, each(partial(inspect, root), names), strict=True), 1):
             files[name] = found
             if progress:
                 progress(done, len(names))

@@ -62,6 +62,8 @@ def _letters(pixels: np.ndarray, level: float, most_around: float) -> list[_Lett
         if area < 6 or area > 0.9 * h * w and w > 0.5 * h:  # a speck; a filled block
             continue
         stroke = values[inside]
+        if stroke.max() - values.min() < CONTRAST:  # what is asked for below can only be less; half of all patches end here
+            continue
         value = _quantile(stroke, 0.9)
         if (stroke >= value - 0.1).mean() < FLATNESS:
             continue

@@ -7,7 +7,6 @@ Measured on virtual patients: tests/test_audit_duplicates.py.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 from scipy.ndimage import affine_transform, gaussian_filter
+
+from ..cores import spread
 
 SIDE = 160  # pixels along the longer side of a small picture
 HASH = 16  # 16 × 16 bits
@@ -49,12 +50,11 @@ def near_duplicates(pictures: Sequence[np.ndarray], owners: Sequence[frozenset],
     """Pairs of small pictures (h, w) uint8 that show one exposure, though not by the same pixels.
 
     owners: the patients that each picture is said to be of; two pictures of the same single patient are no pair. Hashes are compared all
-    with all (a thousand pictures: a second), and at most NEAREST alignments a picture are tried. `workers`: threads.
+    with all (a thousand pictures: a second), and at most NEAREST alignments a picture are tried. workers: see `files.spread`.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        views = list(pool.map(_views, pictures))
-        nearest = _proposals(views, owners)
-        likeness = pool.map(lambda pair: _compare(pictures, pair, *nearest[pair]), nearest)
+    with spread(len(pictures), workers) as each:
+        nearest = _proposals(list(each(_views, pictures)), owners)
+        likeness = each(_compare, [(pictures[i], pictures[j], *nearest[i, j]) for i, j in nearest])
         return sorted(Pair(*pair, round(value, 3)) for pair, value in zip(nearest, likeness, strict=True) if value >= LEVELS[-1][-1])
 
 
@@ -122,9 +122,10 @@ def _proposals(views, owners) -> dict[tuple[int, int], tuple[bool, _View, _View]
 # ---- confirming ----
 
 
-def _compare(pictures, pair: tuple[int, int], second_varied: bool, plain: _View, varied: _View) -> float:
+def _compare(pair: tuple[np.ndarray, np.ndarray, bool, _View, _View]) -> float:
     """Likeness of two pictures, begun from the frames that had like hashes; that of the coarsest level where they already differ."""
-    a, b = (pictures[i] for i in (pair[::-1] if second_varied else pair))
+    first, second, second_varied, plain, varied = pair
+    a, b = (second, first) if second_varied else (first, second)
     (x0, y0, x1, y1), (u0, v0, u1, v1) = varied.frame, plain.frame
     if varied.mirrored:
         a = np.ascontiguousarray(a[:, ::-1])
