@@ -85,13 +85,13 @@ class Wish:
 
 @lru_cache(maxsize=1)
 def draw(wish: Wish) -> tuple[GreyImage, Section]:
-    """The picture as read from a file, and the section that it was made of. One number gives one head in one pose and scanner at all wishes; only
-    at a few ages, where a structure appears or goes, are small details drawn anew."""
+    """The picture as read from a file, and the section that it was made of. One number gives one head in one pose and scanner, whatever else is
+    asked for."""
     _, what, how = np.random.default_rng([0, wish.number]).spawn(3)
     scan = draw_exposure(how)
     x, y = (at / side * wanted for at, side, wanted in zip(scan.joint_px, scan.shape[::-1], SHAPE[::-1], strict=True))
     scan = replace(scan, shape=SHAPE, voxel_mm=wish.field_mm / SHAPE[1], joint_px=(x, y), mirrored=False, noise=wish.noise)
-    section = draw_section(wish.person, what, scan.shape, scan.voxel_mm, scan.pitch_deg, scan.joint_px, scan.off_mm)
+    section = draw_section(wish.person, what, scan.shape, scan.voxel_mm, scan.pitch_deg, scan.joint_px, scan.off_mm, apart=True)
     values = expose(section.hu, scan, how, section.landmarks).astype(np.float32)
     low, high = window_of(values.ravel())
     return GreyImage(np.clip((values - low) / (high - low), 0, 1), scan.voxel_mm, {"warnings": []}), section
@@ -140,7 +140,7 @@ class Drawing(NamedTuple):
 def lay_out(scheme: StagingScheme) -> Drawing:
     """The empty figure: the whole picture, its joint enlarged, and the network's probabilities of the stages; on the scale of these, marks for what
     the network expects, and, where the scale is that of the phantom, for what was drawn and for what is usual at the age."""
-    across, down = 980, 390
+    across, down = 980, 370
     fig = Figure(figsize=(across / DPI, down / DPI), dpi=DPI)
 
     def axes(left, top, width, height):  # in pixels
