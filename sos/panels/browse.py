@@ -133,8 +133,8 @@ class BrowsePanel(Panel):
     def figure(self) -> Figure:
         row, store, teacher = self.row, self.store, self.teacher
         height, width = store.sizes[row]
-        fig = Figure(figsize=(9.8, 4.6), layout="constrained")
-        whole, crop = fig.subplots(1, 2, width_ratios=(1.25 * width / max(height, width), 1))
+        fig = Figure(figsize=(9.8, 4.6))
+        whole, crop = (fig.add_axes(place) for place in ((0.004, 0.01, 0.55, 0.93), (0.566, 0.01, 0.43, 0.93)))
         grey = {"cmap": "gray", "vmin": self.level.value - self.width.value / 2, "vmax": self.level.value + self.width.value / 2}
         whole.imshow(store.pixels[row, :height, :width] / 255, extent=(0, width, height, 0), **grey)
         whole.set_title("the image", fontsize=9, loc="left")
