@@ -4,6 +4,7 @@ import base64
 import html
 import io
 
+import anywidget
 import ipywidgets as w
 from matplotlib.figure import Figure
 
@@ -36,6 +37,24 @@ class Still:
         return data if rest is None else (data, rest)
 
 
+class Access(anywidget.AnyWidget):
+    """Not seen: gives the sliders of the panel that it lies in their names, which screen readers say, and leaves arrows and letters to the controls,
+    which JupyterLab would take for commands: move to another cell, delete one."""
+
+    _esm = """
+    const keep = (event) => event.ctrlKey || event.metaKey || event.altKey || (event.shiftKey && event.key === "Enter") || event.stopPropagation();
+    export default { render({ el }) {
+      let panel = null;
+      const waiting = requestAnimationFrame(() => {
+        panel = el.closest(".sos-panel");
+        panel?.addEventListener("keydown", keep);
+        for (const slider of panel?.querySelectorAll(".widget-slider") ?? [])
+          for (const handle of slider.querySelectorAll("[role=slider]")) handle.setAttribute("aria-label", slider.querySelector("label").textContent);
+      });
+      return () => { cancelAnimationFrame(waiting); panel?.removeEventListener("keydown", keep); };
+    } };"""
+
+
 class Panel(Still, w.VBox):
     """Controls above a picture. A subclass makes its controls, hands them over, and draws.
 
@@ -46,7 +65,8 @@ class Panel(Still, w.VBox):
     def __init__(self, *rows: list[w.Widget]):
         """rows: controls, a list for each line; those with a value redraw the panel when it changes."""
         self.picture, self.message = w.HTML(), w.HTML()
-        super().__init__([*(w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), self.picture, self.message])
+        super().__init__([*(w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), self.picture, self.message,
+                          Access(layout={"display": "none"})])
         self.add_class("sos-panel")
         for control in (control for row in rows for control in row):
             if control.has_trait("value"):

@@ -29,26 +29,31 @@ class Section:
     landmarks: dict[str, np.ndarray]
 
 
-def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, joint_px, off_mm: float = 0.0) -> Section:
+def draw_section(person: Person, rng, shape, voxel_mm: float, pitch_deg: float, joint_px, off_mm: float = 0.0,
+                 apart: bool = False) -> Section:
     """Draw one section.
 
     shape: (h, w) in pixels; joint_px: where the joint's centre lies (x, y); pitch_deg: head tilt, positive chin down; off_mm:
-    distance of the slice from the midline in mm.
+    distance of the slice from the midline in mm; apart: each structure draws its details from numbers of its own, so that one
+    that comes or goes with age leaves all others as they are. Cohorts draw all from one row of numbers.
     """
+    def own():
+        return rng.spawn(1)[0] if apart else rng
+
     base = draw_base(rng, person, off_mm)
     canvas = Canvas(shape, voxel_mm, make_warp(person, rng), pitch_deg, base.centre, joint_px)
-    paint_skin(canvas, person, rng)
-    vault = paint_vault(canvas, base, person, rng)
-    paint_nose(canvas, base, rng, off_mm)
+    paint_skin(canvas, person, own())
+    vault = paint_vault(canvas, base, person, own())
+    paint_nose(canvas, base, own(), off_mm)
     marks = {"joint": base.centre, "basion": base.endo[0], "dorsum": base.sella[4],
              "sella": base.sella[base.sella[:, 1].argmax()] - (0, 3), "clivus": 0.6 * base.centre, "occiput": vault[0][16]}
-    marks |= paint_airway(canvas, base, person, rng)
-    marks |= paint_spine(canvas, person, rng)
-    paint_frontal(canvas, base, person, rng, *vault)
-    marks |= paint_jaws(canvas, person, rng)
-    strip = paint_base(canvas, base, person, rng, off_mm)
-    sinus = paint_sinus(canvas, base, person, rng)
-    hu = canvas.render(rng, haze_mm=1.0)
+    marks |= paint_airway(canvas, base, person, own())
+    marks |= paint_spine(canvas, person, own())
+    paint_frontal(canvas, base, person, own(), *vault)
+    marks |= paint_jaws(canvas, person, own())
+    strip = paint_base(canvas, base, person, own(), off_mm)
+    sinus = paint_sinus(canvas, base, person, own())
+    hu = canvas.render(own(), haze_mm=1.0)
     points = canvas.to_px(np.array(list(marks.values())))
     landmarks = dict(zip(marks, points, strict=True)) | {"extent": canvas.to_px(base.extent), "line": canvas.to_px(base.joint)}
     air = np.zeros(shape, bool) if sinus is None else canvas.painted(sinus)
