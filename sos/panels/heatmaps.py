@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..config import CAM_LAYERS
 from ..errors import SOSError
 from ..study.attention import windows
-from ..study.figures import BOX_COLOUR, GREY, ROLE_COLOURS, draw_box, overlay
+from ..study.figures import BOX_COLOUR, ROLE_COLOURS, draw_box, overlay
 from ..study.results import ROLE_NAMES
 from ..study.training import localise
 from .base import told
@@ -70,7 +70,7 @@ class HeatMaps(Styled):
     def seen(self) -> Seen:
         """What the chosen network makes of the chosen patient."""
         networks, model, row = self.networks, self.model.value, self.patient.value
-        target = {DECIDED: None, LABEL: int(networks.study.store.targets[row])}.get(self.stage.value, self.stage.value)
+        target = {DECIDED: None, LABEL: networks.target(row)}.get(self.stage.value, self.stage.value)
         look, cam = networks.look(model, row, target, self.layer.value)
         cam = networks.in_frame(model, row, cam)
         found = {name: float(value[0]) for name, value in localise(cam, networks.box(row)).items()}
@@ -80,7 +80,7 @@ class HeatMaps(Styled):
         seen, networks, row = self.seen(), self.networks, self.patient.value
         where = "of the crop round the expert's box " if self.model.value == "teacher" else ""
         decided = (f"On {networks.whom(row)} the {ROLE_NAMES[self.model.value]} decides for {networks.named(seen.decided)} with a probability of "
-                   f"{seen.probabilities[seen.decided]:.2f}; the reader's label is {networks.named(int(networks.study.store.targets[row]))}. ")
+                   f"{seen.probabilities[seen.decided]:.2f}; the reader's label is {networks.named(networks.target(row))}. ")
         if seen.empty:
             return decided + f"Its heat map {where}for {networks.named(seen.explained)} is zero everywhere: on this layer nothing speaks for that stage."
         side = "inside" if seen.found["pointing"] else "outside"
@@ -92,7 +92,7 @@ class HeatMaps(Styled):
         near = windows(networks.study.store, [row], AROUND)
         x0, y0, x1, y1 = near[0].tolist()
         fig = Figure(figsize=(8.8, 3.75), layout="none")
-        whole, close, bars = (fig.add_axes(place) for place in ((0.01, 0.03, 0.375, 0.88), (0.395, 0.03, 0.375, 0.88), (0.835, 0.13, 0.155, 0.78)))
+        whole, close, bars = (fig.add_axes(place) for place in ((0.01, 0.07, 0.355, 0.84), (0.375, 0.07, 0.355, 0.84), (0.835, 0.18, 0.15, 0.73)))
         title = "zero everywhere" if seen.empty else f"largest value {float(seen.cam.max()):.2g}"
         for ax, place, name in ((whole, None, f"whole image; heat: {title}"), (close, (x0, y0, x1, y1), "round the expert's box (dashed)")):
             ax.imshow(networks.picture(row, place), vmin=0, vmax=1, extent=FULL_SIDE if place is None else (x0, x1, y1, y0))
@@ -104,11 +104,12 @@ class HeatMaps(Styled):
             if not seen.empty:
                 ax.plot(seen.found["peak_x"], seen.found["peak_y"], "+", color=BOX_COLOUR, markersize=11, markeredgewidth=1.8)
         close.set(xlim=(x0, x1), ylim=(y1, y0))
-        scheme, target = networks.study.cohort.scheme, int(networks.study.store.targets[row])
+        scheme, target = networks.study.cohort.scheme, networks.target(row)
         drawn = bars.barh(range(len(scheme)), seen.probabilities, color=ROLE_COLOURS[self.model.value], height=0.7)
         drawn[target].set(edgecolor="black", linewidth=1.6)
         bars.set_yticks(range(len(scheme)), [f"{stage.label} {stage.name}" for stage in scheme.stages])
-        bars.set(xlim=(0, 1), xlabel="probability", title="stage")
+        bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="probability")
+        bars.set_title("stage (outlined: label)", loc="right")
         bars.invert_yaxis()
-        bars.text(1, -0.19, "outlined: reader's label", transform=bars.transAxes, ha="right", va="top", color=GREY, fontsize=7)
+        networks.note(fig, row)
         return fig

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from ..config import MODELS
@@ -12,7 +13,7 @@ from ..method.cam import over_picture
 from ..method.models import Look
 from ..study.attention import look_with, still_pictures, windows
 from ..study.grid import find, has_cohort
-from ..study.figures import STYLE
+from ..study.figures import GREY, STYLE
 from ..study.results import ROLE_NAMES
 from ..study.training import Study, frame_boxes
 from .base import Panel
@@ -77,10 +78,11 @@ class Networks:
         """A model's maps (1, h, w) as maps of the whole picture: a teacher's are those of its window."""
         return over_picture(cam, self.window(row) if model == "teacher" else None)
 
-    def patients(self, split: str) -> list[tuple[str, int]]:
-        """(what to call it, row) of each image of a `split`. Raises CohortError where there is none."""
+    def patients(self, split: str, images=None) -> list[tuple[str, int]]:
+        """(what to call it, row) of each image of a `split`, or of those of its `images`. Raises CohortError where there is none."""
         cohort = self.study.cohort
         part = cohort.subset(split)
+        part = part if images is None else part[part["image"].isin(images)]
         if not len(part):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
         twice = part["patient_id"].duplicated(keep=False)
@@ -91,6 +93,14 @@ class Networks:
         """`virtual patient V0001-00003`."""
         cohort = self.study.cohort
         return f"{'virtual ' if cohort.virtual else ''}patient {cohort.table.at[row, 'patient_id']}"
+
+    def note(self, fig: Figure, row: int) -> None:
+        """Whom a picture shows, small, in its lower right corner."""
+        fig.text(0.995, 0.012, f"{self.whom(row)}, labelled {self.named(self.target(row))}; n = 1", ha="right", va="bottom", fontsize=7, color=GREY)
+
+    def target(self, row: int) -> int:
+        """The reader's label of an image, counted from 0."""
+        return int(self.study.store.targets[row])
 
     def named(self, target: int) -> str:
         """`stage 2 (endocranial)` of a class counted from 0."""
