@@ -105,7 +105,7 @@ class HeatMaps(Styled):
                 ax.plot(seen.found["peak_x"], seen.found["peak_y"], "+", color=BOX_COLOUR, markersize=11, markeredgewidth=1.8)
         close.set(xlim=(x0, x1), ylim=(y1, y0))
         scheme, target = networks.study.cohort.scheme, networks.target(row)
-        drawn = bars.barh(range(len(scheme)), seen.probabilities, color=ROLE_COLOURS[self.model.value], height=0.7)
+        drawn = bars.barh(range(len(scheme)), seen.probabilities.numpy(), color=ROLE_COLOURS[self.model.value], height=0.7)
         drawn[target].set(edgecolor="black", linewidth=1.6)
         bars.set_yticks(range(len(scheme)), [f"{stage.label} {stage.name}" for stage in scheme.stages])
         bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="probability")

@@ -162,7 +162,7 @@ class Journey(Styled):
 
     def _draw_2(self, ax, model: str, row: int) -> str:
         given = self.way(model, row).given
-        ax.imshow(given, vmin=0, vmax=1, extent=FULL_SIDE, interpolation="nearest")
+        ax.imshow(given.numpy(), vmin=0, vmax=1, extent=FULL_SIDE, interpolation="nearest")
         bare(ax)
         return f"{given.shape[1]} × {given.shape[0]} pixels"
 
@@ -179,7 +179,7 @@ class Journey(Styled):
         return self._scores(ax, scores[decided], decided)
 
     def _scores(self, ax, scores: torch.Tensor, target: int) -> str:
-        ax.imshow(scores, cmap="Blues", interpolation="nearest", extent=FULL_SIDE)
+        ax.imshow(scores.numpy(), cmap="Blues", interpolation="nearest", extent=FULL_SIDE)
         bare(ax)
         ax.spines[:].set(visible=True, color="black")
         label = self.networks.study.cohort.scheme.labels[target]
@@ -187,7 +187,7 @@ class Journey(Styled):
 
     def _draw_5(self, ax, model: str, row: int) -> str:
         way, box, window = self.way(model, row), self.networks.box(row)[0], self.networks.window(row)[0]
-        ax.imshow(way.given if model == "teacher" else self.networks.picture(row), vmin=0, vmax=1, extent=FULL_SIDE)
+        ax.imshow(way.given.numpy() if model == "teacher" else self.networks.picture(row), vmin=0, vmax=1, extent=FULL_SIDE)
         overlay(ax, way.cam, PICTURE_PX, FULL_SIDE)
         bare(ax)
         if model == "teacher":  # the box in coordinates of its window
@@ -195,12 +195,12 @@ class Journey(Styled):
             box = (box - corner) / side
         draw_box(ax, box, linestyle="--")
         if way.cam.max() > 0:
-            ax.plot(*peak(way.cam[None])[0], "+", color=BOX_COLOUR, markersize=9, markeredgewidth=1.6)
+            ax.plot(*peak(way.cam[None])[0].tolist(), "+", color=BOX_COLOUR, markersize=9, markeredgewidth=1.6)
         return f"for stage {self.networks.study.cohort.scheme.labels[way.decided]}"
 
     def _draw_6(self, ax, model: str, row: int) -> str:
         way, stages = self.way(model, row), self.networks.study.cohort.scheme.stages
-        drawn = ax.bar(range(len(stages)), way.probabilities, color=ROLE_COLOURS[model], width=0.75)
+        drawn = ax.bar(range(len(stages)), way.probabilities.numpy(), color=ROLE_COLOURS[model], width=0.75)
         drawn[self.networks.target(row)].set(edgecolor="black", linewidth=1.6)
         for k, p in enumerate(way.probabilities.tolist()):
             ax.text(k, p + 0.02, f"{p:.2f}", ha="center", va="bottom", fontsize=7)

@@ -2,7 +2,10 @@
 
 from functools import lru_cache
 
+import anywidget
+import ipywidgets as w
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
@@ -61,9 +64,9 @@ class Networks:
         config = config.with_(cam_layer=layer) if layer else config
         return look_with(self.study, self.net(model), config, [row], None if target is None else torch.tensor([target]))
 
-    def _picture(self, row: int, window: tuple[float, ...] | None = None) -> torch.Tensor:
+    def _picture(self, row: int, window: tuple[float, ...] | None = None) -> np.ndarray:
         """(PICTURE_PX, PICTURE_PX) grey values of an image, or of its window (x0, y0, x1, y1) in frame coordinates."""
-        return still_pictures(self.study.store, [row], PICTURE_PX, None if window is None else torch.tensor([window]))[0]
+        return still_pictures(self.study.store, [row], PICTURE_PX, None if window is None else torch.tensor([window]))[0].numpy()
 
     def box(self, row: int) -> torch.Tensor:
         """(1, 4) the expert's box in frame coordinates."""
@@ -112,8 +115,26 @@ def _named(models) -> str:
     return ", ".join(ROLE_NAMES[model] for model in models)
 
 
+class Keys(anywidget.AnyWidget):
+    """Keeps plain keys that are pressed inside its panel from the notebook, which takes arrows and letters for commands of its own."""
+
+    _esm = """
+    function keep(el) {
+      if (!el.isConnected) { requestAnimationFrame(() => keep(el)); return; }
+      const panel = el.closest(".sos-panel");
+      panel.addEventListener("keydown", event => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
+      panel.dataset.keys = "kept";
+    }
+    export default { render({ el }) { keep(el); } };
+    """
+
+
 class Styled(Panel):
-    """A panel whose picture is drawn in the style of the figures, whatever the notebook has set."""
+    """A panel that has its keys for itself, and whose picture is drawn in the style of the figures, whatever the notebook has set."""
+
+    def __init__(self, *rows: list[w.Widget]):
+        super().__init__(*rows)
+        self.children = [*self.children, Keys()]
 
     def still(self) -> bytes:
         with plt.style.context(["default", STYLE]):

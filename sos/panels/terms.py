@@ -76,7 +76,7 @@ class Terms(Styled):
         self.lesson, self.answer = lru_cache(KEPT)(self._lesson), lru_cache(KEPT)(self._answer)
         students = [model for model in STUDENTS if model in networks.runs]
         own = networks.runs[students[0]].config
-        wide = {"style": {"description_width": "104px"}}
+        wide = {"style": {"description_width": "116px"}}
 
         def slider(value, low, high, step, name):
             return w.FloatSlider(value, min=low, max=max(high, value), step=step, description=name, readout_format=".2f", **wide)
@@ -233,7 +233,7 @@ class Terms(Styled):
         rows += [(f"after {self._steps()}", after.student, "white", "xx")] if self.taken else []
         places, width = np.arange(len(stages)), 0.8 / len(rows)
         for i, (name, logits, face, hatch) in enumerate(rows):
-            ax.bar(places + (i - (len(rows) - 1) / 2) * width, torch.softmax(logits / self.temperature.value, 0), width, label=name, color=face,
+            ax.bar(places + (i - (len(rows) - 1) / 2) * width, torch.softmax(logits / self.temperature.value, 0).numpy(), width, label=name, color=face,
                    hatch=hatch, edgecolor=colour if face == "white" else "white")
         target = self.networks.target(self.patient.value)
         ax.set_xticks(places, [f"{stage.label}{'*' if k == target else ''}" for k, stage in enumerate(stages)])
@@ -260,7 +260,7 @@ class Terms(Styled):
         axes[0].imshow(self.networks.picture(row), vmin=0, vmax=1, extent=FULL_SIDE)
         bare(axes[0], "image and window")
         for ax, (name, cam) in zip(axes[1:], mass.items(), strict=False):
-            shown = ax.imshow(cam, cmap=HEAT, vmin=0, vmax=top, interpolation="nearest", extent=FULL_SIDE)
+            shown = ax.imshow(cam.numpy(), cmap=HEAT, vmin=0, vmax=top, interpolation="nearest", extent=FULL_SIDE)
             bare(ax, name)
         for ax in axes[:1 + len(mass)]:
             draw_box(ax, window)
@@ -268,4 +268,4 @@ class Terms(Styled):
             ax.set_axis_off()
             ax.text(0.5, 0.5, "after steps:\nnone taken yet", ha="center", va="center", color=GREY, transform=ax.transAxes)
         bar = fig.colorbar(shown, cax=fig.add_axes((0.932, 0.06, 0.012, 0.34)))
-        bar.set_label("share of the map's mass in a cell")
+        bar.set_label("share of the mass in a cell")
