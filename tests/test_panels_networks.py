@@ -25,7 +25,7 @@ from sos.method.distill import distillation_terms
 from sos.panels.base import as_png
 from sos.panels.heatmaps import HeatMaps, heatmaps
 from sos.panels.journey import STEPS, Journey, journey
-from sos.panels.networks import Networks
+from sos.panels.networks import Networks, Styled
 from sos.panels.terms import STEP, Terms, terms
 from sos.study.attention import image_rows, look, windows
 from sos.study.figures import STYLE
@@ -86,6 +86,12 @@ def way(networks):
     return Journey(networks)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Panels that make no picture, for tests of what they say: drawing takes most of the time of a move."""
+    monkeypatch.setattr(Styled, "still", lambda self: b"")
+
+
 def picture(panel) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(panel.still())).convert("RGB"))
 
@@ -101,6 +107,7 @@ def number(pattern, text) -> float:
 # ---- where networks look -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("model", ["baseline", "student", "zoom"])
 def test_the_sentence_says_of_each_held_out_patient_what_is_saved_with_the_run(heat, networks, model):
     heat.model.value = model
@@ -132,6 +139,7 @@ def test_without_opacity_the_picture_is_the_plain_one(heat, networks):
     assert heat.still() == Plain(networks).still() and np.abs(picture(heat) - covered).max() > 40
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_given_stage_and_layer_are_explained(heat, study, networks):
     run, row = networks.runs["student"], heat.patient.value
     for target in range(5):
@@ -145,6 +153,7 @@ def test_a_given_stage_and_layer_are_explained(heat, study, networks):
     assert torch.allclose(heat.seen().cam, explain(run.load(), frame, target, "last")[1], atol=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_teachers_heat_lies_in_its_window(heat, study, networks):
     heat.model.value = "teacher"
     row = heat.patient.value
@@ -184,6 +193,7 @@ def by_hand(study, panel, net=None, layer="last"):
     return distillation_terms(own, seen, cam, windows(study.store, [row]), target, config, previous), own, seen, target
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("model", ["student", "zoom"])
 def test_terms_shown_are_those_of_the_batch(lesson, study, model):
     lesson.model.value = model
@@ -199,6 +209,7 @@ def test_terms_shown_are_those_of_the_batch(lesson, study, model):
             assert f"× {name} {value.item():.3f} " in lesson.words()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_terms_of_the_previous_layer_are_those_of_the_batch(home, tmp_path):
     shutil.copytree(home, tmp_path / "home")
     study = study_in(tmp_path / "home", tiny_profile(cam_layer="previous"))
@@ -210,6 +221,7 @@ def test_terms_of_the_previous_layer_are_those_of_the_batch(home, tmp_path):
     assert not torch.allclose(panel.measured()[0].student_map, last[1][0])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_weights_make_the_total_and_its_shares(lesson):
     for name, weight in (("cls", 0.5), ("dist", 2.0), ("attn", 0.25)):
         lesson.weights[name].value = weight
@@ -222,6 +234,7 @@ def test_weights_make_the_total_and_its_shares(lesson):
     assert widths == pytest.approx([part[2] for part in parts.values()])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bars_are_softened_and_the_distance_is_their_kl_times_t_squared(lesson):
     lesson.evidence.value = "none"  # of the image's logits alone
     for temperature in (0.5, 1.0, 4.0, 10.0):
@@ -234,6 +247,7 @@ def test_bars_are_softened_and_the_distance_is_their_kl_times_t_squared(lesson):
         assert seen.terms["L_dist"] == pytest.approx(temperature**2 * (p * np.log(p / q)).sum(), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_answers_have_no_distance(lesson, monkeypatch):
     lesson.evidence.value = "none"
     model, row = lesson.model.value, lesson.patient.value
@@ -244,6 +258,7 @@ def test_equal_answers_have_no_distance(lesson, monkeypatch):
     assert lesson.measured()[0].terms["L_cls"] == pytest.approx(F.cross_entropy(own.logits, known.target).item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_step_is_one_of_gradient_descent_on_a_copy_and_reset_takes_it_back(lesson, study, networks):
     run = networks.runs["student"]
     before, said = lesson.measured()[0], lesson.words()
@@ -271,6 +286,7 @@ def test_a_step_is_one_of_gradient_descent_on_a_copy_and_reset_takes_it_back(les
     assert "step" not in lesson.words(), "steps on one patient were shown on another"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_other_weights_change_what_a_step_does_and_none_leave_no_step(lesson):
     lesson.weights["cls"].value, lesson.weights["dist"].value, lesson.weights["attn"].value = 0, 0, 1
     before = lesson.measured()[0].terms
@@ -283,6 +299,7 @@ def test_other_weights_change_what_a_step_does_and_none_leave_no_step(lesson):
     assert lesson.measured()[1].terms == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_training_patients_can_be_looked_at_too(lesson, study):
     lesson.split.value = "train"
     assert {row for _, row in lesson.patient.options} == set(study.cohort.subset("train").index)
@@ -292,6 +309,7 @@ def test_training_patients_can_be_looked_at_too(lesson, study):
 # ---- the way through both ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_outcomes_are_those_of_the_saved_predictions(way, networks):
     teacher, student = (networks.runs[model].test.set_index("image") for model in ("teacher", "student"))
     names = {(1, 1): "both right", (1, 0): "only the teacher right", (0, 1): "only the student right", (0, 0): "both wrong"}
@@ -308,6 +326,7 @@ def test_outcomes_are_those_of_the_saved_predictions(way, networks):
         assert way.words().endswith(f": {name}.") and f"({len(images)})" in dict(map(reversed, way.outcome.options))[name]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_reveal_the_way_one_by_one(way):
     said = []
     for step in range(1, len(STEPS) + 1):
@@ -320,6 +339,7 @@ def test_steps_reveal_the_way_one_by_one(way):
     assert way.step.value == len(STEPS) - 1 and way.words() == said[-2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_places_of_the_window_are_read_off_the_students_scores(way, study, networks):
     row = way.patient.value
     spatial = look(study, networks.runs["student"], [row])[0].spatial  # (1, k, h, w)
@@ -337,6 +357,7 @@ def test_places_of_the_window_are_read_off_the_students_scores(way, study, netwo
     assert np.allclose(shown[0], teacher[0, decided]) and np.allclose(shown[1], expected[decided], atol=1e-3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_heat_and_probabilities_of_the_way_are_those_of_evaluation(way, networks):
     row = way.patient.value
     case = networks.runs["student"].test.set_index("image").loc[networks.study.cohort.table.at[row, "image"]]
@@ -351,6 +372,7 @@ def test_heat_and_probabilities_of_the_way_are_those_of_evaluation(way, networks
 # ---- all ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_looking_changes_no_run_and_no_network(study, networks, heat, lesson, way):
     before, weights = digests(study.folder / "models"), {model: networks.net(model).state_dict() for model in MODELS}
     copies = {model: {name: value.clone() for name, value in state.items()} for model, state in weights.items()}
@@ -368,6 +390,7 @@ def test_looking_changes_no_run_and_no_network(study, networks, heat, lesson, wa
         assert not any(part.training for part in net.modules()) and all(weight.grad is None for weight in net.parameters())
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("panel", PANELS)
 def test_what_is_not_trained_yet_is_told_in_one_line(panel, study, home, tmp_path, monkeypatch):
     part = study_in(home, replace(study.profile, zoom=study.profile.zoom.with_(epochs=9)))
@@ -395,6 +418,10 @@ def test_broken_weights_are_told_in_the_panel(home, tmp_path):
     assert panel.picture.value == "" and 'role="alert"' in panel.message.value and "not readable as safetensors" in panel.message.value
     panel.model.value = "student"
     assert "<img" in panel.picture.value and 'role="status"' in panel.message.value
+    panel.networks.runs["teacher"].weights.unlink()  # as of a run whose weights were not kept
+    assert [model for _, model in heatmaps(study).model.options] == ["baseline", "student", "zoom"]
+    for other in (terms, journey):
+        assert "not trained yet" in other(study).value and "crop teacher;" in other(study).value
 
 
 def test_pictures_are_narrow_enough_and_whole_in_every_state(heat, lesson, way):

@@ -17,7 +17,7 @@ from ..study.figures import BOX_COLOUR, ROLE_COLOURS, draw_box, overlay
 from ..study.results import ROLE_NAMES
 from ..study.training import localise
 from .base import told
-from .networks import FULL_SIDE, PICTURE_PX, Networks, Styled, bare
+from .networks import FULL_SIDE, HEAT_PX, Networks, Styled, bare
 
 DECIDED, LABEL = "decided", "label"
 AROUND = 2.2  # side of the enlarged part over the longer side of the expert's box
@@ -96,7 +96,7 @@ class HeatMaps(Styled):
         title = "zero everywhere" if seen.empty else f"largest value {float(seen.cam.max()):.2g}"
         for ax, place, name in ((whole, None, f"whole image; heat: {title}"), (close, (x0, y0, x1, y1), "round the expert's box (dashed)")):
             ax.imshow(networks.picture(row, place), vmin=0, vmax=1, extent=FULL_SIDE if place is None else (x0, x1, y1, y0))
-            overlay(ax, seen.cam[0], PICTURE_PX, FULL_SIDE)
+            overlay(ax, seen.cam[0], HEAT_PX, FULL_SIDE)
             heat = ax.images[-1]
             heat.set_alpha(self.opacity.value * heat.get_alpha())
             bare(ax, name)

@@ -18,7 +18,7 @@ from ..study.attention import pictures
 from ..study.figures import BOX_COLOUR, ROLE_COLOURS, draw_box, overlay
 from ..study.training import localise
 from .base import told
-from .networks import FULL_SIDE, KEPT, PICTURE_PX, Networks, Styled, bare
+from .networks import FULL_SIDE, HEAT_PX, KEPT, Networks, Styled, bare
 
 BOTH = ("teacher", "student")
 OUTCOMES = {(True, True): "both right", (True, False): "only the teacher right", (False, True): "only the student right", (False, False): "both wrong"}
@@ -188,7 +188,7 @@ class Journey(Styled):
     def _draw_5(self, ax, model: str, row: int) -> str:
         way, box, window = self.way(model, row), self.networks.box(row)[0], self.networks.window(row)[0]
         ax.imshow(way.given.numpy() if model == "teacher" else self.networks.picture(row), vmin=0, vmax=1, extent=FULL_SIDE)
-        overlay(ax, way.cam, PICTURE_PX, FULL_SIDE)
+        overlay(ax, way.cam, HEAT_PX, FULL_SIDE)
         bare(ax)
         if model == "teacher":  # the box in coordinates of its window
             corner, side = window[:2].repeat(2), (window[2:] - window[:2]).repeat(2)

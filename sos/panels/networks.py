@@ -21,7 +21,7 @@ from ..study.results import ROLE_NAMES
 from ..study.training import Study, frame_boxes
 from .base import Panel
 
-PICTURE_PX = 320  # side of the pictures that panels show
+PICTURE_PX, HEAT_PX = 320, 160  # sides of the pictures that panels show, and of the heat that lies over them
 FULL_SIDE = (0, 1, 1, 0)  # extent of a square picture in frame coordinates
 KEPT = 64  # answers and pictures that are kept
 
@@ -41,10 +41,14 @@ class Networks:
             raise CohortError(f"the cohort of the profile '{profile.name}' is not drawn yet; run notebook 01 first")
         found = {model: find(self.study, [profile.run(model, seed)]) for model in MODELS}
         self.runs = {model: runs[0] for model, runs in found.items() if runs and runs[0].weights.is_file()}
-        lacking = [model for model in needed if model not in self.runs] if needed or self.runs else MODELS
+        self.need(needed if needed or self.runs else MODELS)
+        self.net, self.look, self.picture = lru_cache(self._net), lru_cache(KEPT)(self._look), lru_cache(KEPT)(self._picture)
+
+    def need(self, models) -> None:
+        """Raises RunError where one of `models` is not trained."""
+        lacking = [model for model in models if model not in self.runs]
         if lacking:
             raise RunError(f"not trained yet in {self.study.folder}: {_named(lacking)}; run the notebooks 02 to 04 first, or `sos train`")
-        self.net, self.look, self.picture = lru_cache(self._net), lru_cache(KEPT)(self._look), lru_cache(KEPT)(self._picture)
 
     @property
     def missing(self) -> str:

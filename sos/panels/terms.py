@@ -38,9 +38,9 @@ def terms(study, seed: int | None = None) -> w.DOMWidget:
     Nothing is trained but a copy of the student, which is kept nowhere; what cannot be shown is told in the panel's place, in one line.
     """
     try:
-        networks = Networks(study, seed)
+        networks = Networks(study, seed, needed=("teacher",))
         if not set(STUDENTS) & set(networks.runs):
-            networks = Networks(study, seed, needed=("teacher", "student"))  # which tells what is lacking
+            networks.need(("student",))
         return Terms(networks)
     except (SOSError, OSError) as error:
         return w.HTML(told("error", error))
