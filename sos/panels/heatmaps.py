@@ -80,12 +80,12 @@ class HeatMaps(Styled):
         seen, networks, row = self.seen(), self.networks, self.patient.value
         where = "of the crop round the expert's box " if self.model.value == "teacher" else ""
         decided = (f"On {networks.whom(row)} the {ROLE_NAMES[self.model.value]} decides for {networks.named(seen.decided)} with a probability of "
-                   f"{seen.probabilities[seen.decided]:.2f}; the reader's label is {networks.named(networks.target(row))}. ")
+                   f"{seen.probabilities[seen.decided]:.2f}; the reader's label is {networks.named(networks.target(row))}. "
+                   f"Its heat map {where}for {networks.named(seen.explained)}")
         if seen.empty:
-            return decided + f"Its heat map {where}for {networks.named(seen.explained)} is zero everywhere: on this layer nothing speaks for that stage."
+            return f"{decided} is zero everywhere: on this layer nothing speaks for that stage."
         side = "inside" if seen.found["pointing"] else "outside"
-        return decided + (f"Its heat map {where}for {networks.named(seen.explained)} peaks {side} the expert's box, and "
-                          f"{100 * seen.found['energy']:.0f} % of the heat lies in the box.")
+        return f"{decided} peaks {side} the expert's box, and {100 * seen.found['energy']:.0f} % of the heat lies in the box."
 
     def figure(self) -> Figure:
         networks, row, seen = self.networks, self.patient.value, self.seen()

@@ -21,7 +21,8 @@ from .base import told
 from .networks import FULL_SIDE, HEAT_PX, KEPT, Networks, Styled, bare
 
 BOTH = ("teacher", "student")
-OUTCOMES = {(True, True): "both right", (True, False): "only the teacher right", (False, True): "only the student right", (False, False): "both wrong"}
+OUTCOMES = {(True, True): "both right", (True, False): "only the teacher right", (False, True): "only the student right",
+            (False, False): "both wrong"}
 STEPS = ("the image", "what each is given", "scores by place", "the same places", "heat", "probabilities")
 
 
@@ -86,8 +87,8 @@ class Journey(Styled):
     def _way(self, model: str, row: int) -> Way:
         networks = self.networks
         look, cam = networks.look(model, row)
-        return Way(pictures(networks.study.store, [row], networks.runs[model].config)[0, 0], look.spatial[0], cam[0], networks.in_frame(model, row, cam),
-                   look.logits[0].softmax(0))
+        given = pictures(networks.study.store, [row], networks.runs[model].config)[0, 0]
+        return Way(given, look.spatial[0], cam[0], networks.in_frame(model, row, cam), look.logits[0].softmax(0))
 
     def inside(self, row: int) -> torch.Tensor:
         """(k, h, w) the student's spatial logits inside the window, at the places of the teacher's grid, as L_dist compares them."""
@@ -101,8 +102,8 @@ class Journey(Styled):
     def _step_1(self, row: int) -> str:
         networks = self.networks
         return (f"On the image of {networks.whom(row)}, labelled {networks.named(networks.target(row))}, an expert has drawn a box round the joint "
-                "(dashed). The teacher may look only into the square window round that box (solid line). The student gets the whole image, and nobody "
-                "tells it where the joint is.")
+                "(dashed). The teacher may look only into the square window round that box (solid line). The student gets the whole image, and "
+                "nobody tells it where the joint is.")
 
     def _step_2(self, row: int) -> str:
         sizes = {model: self.way(model, row).given.shape[0] for model in BOTH}
@@ -113,19 +114,21 @@ class Journey(Styled):
     def _step_3(self, row: int) -> str:
         teacher, student = (self.way(model, row) for model in BOTH)
         grids = {name: " × ".join(map(str, way.spatial.shape[1:])) for name, way in (("teacher", teacher), ("student", student))}
-        return (f"Each network divides its picture into places, {grids['teacher']} for the teacher and {grids['student']} for the student, and gives each "
-                f"place a score for each stage. Shown are the scores for the stage that it will decide for, {self.networks.named(teacher.decided)} for the "
-                f"teacher and {self.networks.named(student.decided)} for the student: the darker, the more a place speaks for it.")
+        return (f"Each network divides its picture into places, {grids['teacher']} for the teacher and {grids['student']} for the student, and gives "
+                f"each place a score for each stage. Shown are the scores for the stage that it will decide for, "
+                f"{self.networks.named(teacher.decided)} for the teacher and {self.networks.named(student.decided)} "
+                "for the student: the darker, the more a place speaks for it.")
 
     def _step_4(self, row: int) -> str:
-        return (f"Now both are asked about the same places: the student's scores are read off inside the window, on the teacher's grid, both for "
-                f"{self.networks.named(self.way('teacher', row).decided)}. In training the student learned to give scores like the teacher's here. "
-                "This is how it gets to know what the teacher sees in the joint.")
+        return ("Now both are asked about the same places: the student's scores are read off inside the window, on the teacher's grid, each map on "
+                f"a scale of its own, both for {self.networks.named(self.way('teacher', row).decided)}. In training the student learned to give "
+                "scores like the teacher's here. This is how it gets to know what the teacher sees in the joint.")
 
     def _step_5(self, row: int) -> str:
         found = {model: localise(self.way(model, row).heat, self.networks.box(row)) for model in BOTH}
         said = {model: "is empty: no place stands out" if not self.way(model, row).heat.max() > 0 else
-                f"is hottest {'inside' if values['pointing'][0] else 'outside'} the expert's box, which holds {100 * values['energy'][0]:.0f} % of the heat"
+                f"is hottest {'inside' if values['pointing'][0] else 'outside'} the expert's box, which holds {100 * values['energy'][0]:.0f} % of "
+                "the heat"
                 for model, values in found.items()}
         return (f"A heat map (Grad-CAM) shows which places carried the decision. The teacher's {said['teacher']}. "
                 f"The student's {said['student']}; it was never shown the box of this patient.")
@@ -134,7 +137,8 @@ class Journey(Styled):
         networks, ways = self.networks, [self.way(model, row) for model in BOTH]
         answers = [f"{networks.named(way.decided)} with a probability of {way.probabilities[way.decided]:.2f}" for way in ways]
         outcome = OUTCOMES[tuple(way.decided == networks.target(row) for way in ways)]
-        return (f"The mean of the scores over all places becomes a probability for each stage. The teacher answers {answers[0]}, the student {answers[1]}. "
+        return ("The mean of the scores over all places becomes a probability for each stage. "
+                f"The teacher answers {answers[0]}, the student {answers[1]}. "
                 f"The reader's label is {networks.named(networks.target(row))}: {outcome}.")
 
     def figure(self) -> Figure:
@@ -183,7 +187,7 @@ class Journey(Styled):
         bare(ax)
         ax.spines[:].set(visible=True, color="black")
         label = self.networks.study.cohort.scheme.labels[target]
-        return f"stage {label}, scores {float(scores.min()):.1f} to {float(scores.max()):.1f}".replace("-", "−")
+        return f"stage {label}: {float(scores.min()):.1f} to {float(scores.max()):.1f}".replace("-", "−")
 
     def _draw_5(self, ax, model: str, row: int) -> str:
         way, box, window = self.way(model, row), self.networks.box(row)[0], self.networks.window(row)[0]

@@ -15,8 +15,8 @@ from ..errors import CohortError, RunError
 from ..method.cam import over_picture
 from ..method.models import Look
 from ..study.attention import look_with, still_pictures, windows
-from ..study.grid import find, has_cohort
 from ..study.figures import GREY, STYLE
+from ..study.grid import find, has_cohort
 from ..study.results import ROLE_NAMES
 from ..study.training import Study, frame_boxes
 from .base import Panel

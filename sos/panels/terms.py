@@ -96,7 +96,7 @@ class Terms(Styled):
         for control in (self.model, self.patient):
             control.observe(self._forget, "value")
         self._forget()
-        super().__init__([self.model, self.split, self.patient], [self.temperature, self.distance, self.evidence], [*self.weights.values()],
+        super().__init__([self.model, self.split, self.patient, self.temperature, self.distance, self.evidence, *self.weights.values()],
                          [w.Label("Steps on this patient, by a copy of the student:"), self.step, self.steps, self.reset])
 
     # ---- state -----------------------------------------------------------------------------------------------------
@@ -155,7 +155,8 @@ class Terms(Styled):
     def measure(self, version: int) -> Measured:
         """What the picture shows of the student (version 0) or of its copy; the backbone's answer is kept, whatever T, weights and distances are."""
         model, row = self.model.value, self.patient.value
-        net, lesson, (look, cam, lower) = self.copy if version else self.networks.net(model), self.lesson(model, row), self.answer(model, row, version)
+        net, lesson = self.copy if version else self.networks.net(model), self.lesson(model, row)
+        look, cam, lower = self.answer(model, row, version)
         own = net.judge(look.features.detach().requires_grad_())._replace(window=look.window)
         previous = None
         if lower is not None:
@@ -233,8 +234,9 @@ class Terms(Styled):
         rows += [(f"after {self._steps()}", after.student, "white", "xx")] if self.taken else []
         places, width = np.arange(len(stages)), 0.8 / len(rows)
         for i, (name, logits, face, hatch) in enumerate(rows):
-            ax.bar(places + (i - (len(rows) - 1) / 2) * width, torch.softmax(logits / self.temperature.value, 0).numpy(), width, label=name, color=face,
-                   hatch=hatch, edgecolor=colour if face == "white" else "white")
+            share = torch.softmax(logits / self.temperature.value, 0).numpy()
+            ax.bar(places + (i - (len(rows) - 1) / 2) * width, share, width, label=name, color=face, hatch=hatch,
+                   edgecolor=colour if face == "white" else "white")
         target = self.networks.target(self.patient.value)
         ax.set_xticks(places, [f"{stage.label}{'*' if k == target else ''}" for k, stage in enumerate(stages)])
         ax.set(ylim=(0, 1), xlabel="stage (*: reader's label)", ylabel="softmax(logits / T)", title=f"softened at T = {self.temperature.value:g}")
