@@ -88,6 +88,7 @@ def execute(path: Path, folder: Path, parameters: dict) -> list[Path]:
     except DeadKernelError:
         os.replace(part, failed)
         raise StepFailed(f"{path.name}: its kernel died, most often for want of memory\n  as far as it came: {failed}") from None
+    keep_still(notebook)
     notebook.metadata["papermill"].update(input_path=path.name, output_path=path.name)  # no path of this machine in a result
     nbformat.write(notebook, part)
     made = [done]
@@ -97,6 +98,14 @@ def execute(path: Path, folder: Path, parameters: dict) -> list[Path]:
     os.replace(part, done)
     failed.unlink(missing_ok=True)
     return made
+
+
+def keep_still(notebook) -> None:
+    """Leave of a panel's output its picture: without a kernel its controls would do nothing."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}) and output["data"].pop("application/vnd.jupyter.widget-view+json", None):
+            output["data"]["text/plain"] = "a panel to explore with; run the cell to move its controls"
+    notebook.metadata.pop("widgets", None)
 
 
 def as_html(notebook, title: str) -> str:

@@ -98,6 +98,18 @@ def test_makes_whole_notebooks_without_paths_of_this_machine(house):
     assert "tiny" in (house.root / "notebooks" / "01_look.html").read_text()
 
 
+def test_a_panel_is_kept_as_its_picture(house):
+    code = ("import ipywidgets as w\nfrom IPython.display import display\nslider = w.IntSlider()\n"
+            "display({'image/png': 'aaaa', 'text/plain': 'slider', **slider._repr_mimebundle_()}, raw=True)\nslider")
+    house.notebook("01_look", code)
+    assert house.walk() == 0
+    notebook = nbformat.read(house.root / "notebooks" / "01_look.ipynb", 4)
+    panel, plain = notebook.cells[-1].outputs
+    assert panel["data"] == {"image/png": "aaaa", "text/plain": "a panel to explore with; run the cell to move its controls"}
+    assert "widgets" not in notebook.metadata and "application/vnd.jupyter.widget-view+json" in plain["data"]  # that one has no picture
+    assert "data:image/png;base64,aaaa" in (house.root / "notebooks" / "01_look.html").read_text()
+
+
 def test_only_what_reads_a_change_is_run(house, monkeypatch, capsys):
     path = house.notebook("01_look", "print(5)")
     house.notebook("02_learn")

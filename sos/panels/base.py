@@ -50,6 +50,7 @@ class Access(anywidget.AnyWidget):
         panel?.addEventListener("keydown", keep);
         for (const slider of panel?.querySelectorAll(".widget-slider") ?? [])
           for (const handle of slider.querySelectorAll("[role=slider]")) handle.setAttribute("aria-label", slider.querySelector("label").textContent);
+        panel?.setAttribute("data-keys", "kept");
       });
       return () => { cancelAnimationFrame(waiting); panel?.removeEventListener("keydown", keep); };
     } };"""

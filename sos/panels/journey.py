@@ -91,7 +91,7 @@ class Journey(Styled):
         return Way(given, look.spatial[0], cam[0], networks.in_frame(model, row, cam), look.logits[0].softmax(0))
 
     def inside(self, row: int) -> torch.Tensor:
-        """(k, h, w) the student's spatial logits inside the window, at the places of the teacher's grid, as L_dist compares them."""
+        """(k, h, w) the student's spatial logits inside the window, at the places of the teacher's grid, before L_dist scales them."""
         return align(self.way("student", row).spatial[None], self.networks.window(row), self.way("teacher", row).spatial.shape[1:])[0]
 
     # ---- showing ---------------------------------------------------------------------------------------------------

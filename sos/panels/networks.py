@@ -2,8 +2,6 @@
 
 from functools import lru_cache
 
-import anywidget
-import ipywidgets as w
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -119,26 +117,8 @@ def _named(models) -> str:
     return ", ".join(ROLE_NAMES[model] for model in models)
 
 
-class Keys(anywidget.AnyWidget):
-    """Keeps plain keys that are pressed inside its panel from the notebook, which takes arrows and letters for commands of its own."""
-
-    _esm = """
-    function keep(el) {
-      if (!el.isConnected) { requestAnimationFrame(() => keep(el)); return; }
-      const panel = el.closest(".sos-panel");
-      panel.addEventListener("keydown", event => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
-      panel.dataset.keys = "kept";
-    }
-    export default { render({ el }) { keep(el); } };
-    """
-
-
 class Styled(Panel):
-    """A panel that has its keys for itself, and whose picture is drawn in the style of the figures, whatever the notebook has set."""
-
-    def __init__(self, *rows: list[w.Widget]):
-        super().__init__(*rows)
-        self.children = [*self.children, Keys()]
+    """A panel whose picture is drawn in the style of the figures, whatever the notebook has set."""
 
     def still(self) -> bytes:
         with plt.style.context(["default", STYLE]):
