@@ -341,6 +341,15 @@ def test_steps_reveal_the_way_one_by_one(way):
     assert way.step.value == len(STEPS) - 1 and way.words() == said[-2]
 
 
+def test_without_a_kernel_the_whole_way_is_seen(way):
+    way.step.value = 1
+    data = way._repr_mimebundle_()
+    kept = base64.b64decode((data[0] if isinstance(data, tuple) else data)["image/png"])
+    assert kept != way.still()
+    way.step.value = 6
+    assert kept == way.still()
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_places_of_the_window_are_read_off_the_students_scores(way, study, networks):
     row = way.patient.value

@@ -28,12 +28,15 @@ def as_png(fig: Figure) -> bytes:
 
 
 class Still:
-    """Mixin of a widget: beside it goes the PNG of `still`, for those who read the notebook without a kernel."""
+    """Mixin of a widget: beside it goes the PNG of `kept`, by default that of `still`, for those who read the notebook without a kernel."""
+
+    def kept(self) -> bytes:
+        return self.still()
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         data, rest = bundle if isinstance(bundle, tuple) else (bundle, None)
-        data = {**data, "image/png": base64.b64encode(self.still()).decode()}
+        data = {**data, "image/png": base64.b64encode(self.kept()).decode()}
         return data if rest is None else (data, rest)
 
 

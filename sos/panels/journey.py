@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import ipywidgets as w
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
@@ -15,9 +16,9 @@ from ..errors import SOSError
 from ..method.cam import peak
 from ..method.losses import align
 from ..study.attention import pictures
-from ..study.figures import BOX_COLOUR, ROLE_COLOURS, draw_box, overlay
+from ..study.figures import BOX_COLOUR, ROLE_COLOURS, STYLE, draw_box, overlay
 from ..study.training import localise
-from .base import told
+from .base import as_png, told
 from .networks import FULL_SIDE, HEAT_PX, KEPT, Networks, Styled, bare
 
 BOTH = ("teacher", "student")
@@ -99,6 +100,11 @@ class Journey(Styled):
     def words(self) -> str:
         return f"Step {self.step.value} of {len(STEPS)}. {getattr(self, f'_step_{self.step.value}')(self.patient.value)}"
 
+    def kept(self) -> bytes:
+        """The whole way."""
+        with plt.style.context(["default", STYLE]):
+            return as_png(self.figure(len(STEPS)))
+
     def _step_1(self, row: int) -> str:
         networks = self.networks
         return (f"On the image of {networks.whom(row)}, labelled {networks.named(networks.target(row))}, an expert has drawn a box round the joint "
@@ -141,12 +147,12 @@ class Journey(Styled):
                 f"The teacher answers {answers[0]}, the student {answers[1]}. "
                 f"The reader's label is {networks.named(networks.target(row))}: {outcome}.")
 
-    def figure(self) -> Figure:
-        row = self.patient.value
+    def figure(self, shown: int = 0) -> Figure:
+        """The way up to step `shown`; 0: the one that the slider says."""
+        row, shown = self.patient.value, shown or self.step.value
         fig = Figure(figsize=(9, 4.0), layout="none")
-        for j, title in enumerate(STEPS[:self.step.value]):
-            fig.text(0.108 + 0.163 * j, 0.955, f"{j + 1}  {title}", ha="center", va="center",
-                     weight="bold" if j + 1 == self.step.value else "normal")
+        for j, title in enumerate(STEPS[:shown]):
+            fig.text(0.108 + 0.163 * j, 0.955, f"{j + 1}  {title}", ha="center", va="center", weight="bold" if j + 1 == shown else "normal")
             for i, model in enumerate(BOTH):
                 ax = fig.add_axes((0.033 + 0.163 * j, 0.55 - 0.455 * i, 0.15, 0.37))
                 ax.set_xlabel(getattr(self, f"_draw_{j + 1}")(ax, model, row), fontsize=7, labelpad=3)
