@@ -3,6 +3,7 @@
 `notebooks/exercises/NN_*.py` holds the exercises of `notebooks/NN_*.ipynb` in the percent format of jupytext. An exercise begins with a Markdown cell
 `### Exercise …`; its cells tagged `stub` are the student's, those tagged `solution` the teacher's, all others (such as the `check`) everybody's.
 `python -m sos.lessons` puts the students' cells into the notebooks, before their last cell; `--solutions DIR` writes copies with the solutions.
+`--times PROFILE` writes into the instructor's guide how long the cells of that profile's executed notebooks took.
 """
 
 import argparse
@@ -103,18 +104,57 @@ def pairs(notebooks: Path) -> list[tuple[Path, Path]]:
     return [(path, sources[path.stem]) for path in sorted(notebooks.glob("*.ipynb")) if path.stem in sources]
 
 
+TIMES = re.compile(r"(?<=<!-- times -->\n).*?(?=<!-- end of times -->)", re.DOTALL)  # their place in the guide
+WORTH_TELLING_S = 1.0
+
+
+def times(executed: list[Path]) -> str:
+    """Where and how long executed notebooks ran, in Markdown: a row for each notebook and for each of its sections that took a second or more.
+
+    Seconds are papermill's. Raises LessonError where a notebook holds none, or does not say its machine.
+    """
+    rows, machines = ["| notebook, section | seconds | slowest cell, seconds |", "|---|---|---|"], set()
+    for path in executed:
+        notebook = nbformat.read(path, 4)
+        whole = notebook.metadata.get("papermill", {}).get("duration")
+        text = "\n".join(out.get("data", {}).get("text/plain", "") for cell in notebook.cells[:8] for out in cell.get("outputs", []))
+        machine = {name: value.strip() for name, value in re.findall(r"^(processor|cores|device|profile) +(.+)$", text, re.MULTILINE)}
+        if whole is None or len(machine) < 4:
+            raise LessonError(f"{path}: not executed by run_all.sh; run it first")
+        machines.add("{processor}, {cores} cores, device {device}, profile {profile}".format(**machine))
+        title, took = "opening", {}
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                title = ([title] + re.findall(r"^## (.+)$", cell.source, re.MULTILINE))[-1]
+            else:
+                took.setdefault(title, []).append(cell.metadata.get("papermill", {}).get("duration") or 0.0)
+        rows.append(f"| **{path.stem}**, with the start of its kernel | **{whole:.0f}** | |")
+        rows += [f"| {name} | {sum(took[name]):.1f} | {max(took[name]):.1f} |" for name in took if sum(took[name]) >= WORTH_TELLING_S]
+    return "\n".join([f"Measured on {'; '.join(sorted(machines))}.", "", *rows]) + "\n"
+
+
 def text_of(notebook: NotebookNode) -> str:
     """A notebook as it is committed."""
     return re.sub(r"\s*$", "\n", nbformat.writes(notebook, indent=1, ensure_ascii=False))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Bring the notebooks' exercises up to date, or write copies with the solutions."""
+    """Bring the notebooks' exercises up to date, or write copies with the solutions, or the times of executed notebooks into the guide."""
     parser = argparse.ArgumentParser(prog="python -m sos.lessons", description=main.__doc__)
     parser.add_argument("--notebooks", type=Path, default=config.home() / "notebooks", metavar="DIR")
     parser.add_argument("--solutions", type=Path, metavar="DIR", help="write copies with the solutions there, and change no notebook")
+    parser.add_argument("--times", metavar="PROFILE", help="write the times of this profile's executed notebooks into the instructor's guide instead")
     args = parser.parse_args(argv)
     try:
+        if args.times:
+            executed = [config.runs_dir(args.times) / "notebooks" / path.name for path, _ in pairs(args.notebooks)]
+            if missing := [path for path in executed if not path.is_file()]:
+                raise LessonError(f"{missing[0]}: not there; ./run_all.sh --profile {args.times} makes it")
+            guide = args.notebooks / "course" / "instructors_guide.md"
+            made = times(executed)
+            write_whole(guide, TIMES.sub(lambda _: made, guide.read_text(encoding="utf-8")))
+            print(guide)
+            return 0
         for path, source in pairs(args.notebooks):
             notebook = with_exercises(nbformat.read(path, 4), source, solved=args.solutions is not None)
             target = (args.solutions or args.notebooks) / path.name

@@ -139,3 +139,45 @@ class TestExercises:
                     exec(compile(cell.source, f"{source.stem}, {exercise.title}", "exec"), space)
             told = capsys.readouterr().out.splitlines()
             assert told and all(re.match(f"Exercise [^:]*: {said}", line) for line in told), told
+
+
+def executed(folder, name, **papermill):
+    """A notebook as the road leaves it: an opening of half a second, a section of 2.5 s in two cells, one of 0.2 s."""
+    new = nbformat.v4
+    machine = new.new_output("execute_result", data={"text/plain": "processor  Quick Brown\ncores  2\ndevice  cpu\nprofile  smoke"})
+    cells = [new.new_code_cell("1", outputs=[machine]), new.new_markdown_cell("## 1. Slow\n\ntext"), new.new_code_cell("2"), new.new_code_cell("3"),
+             new.new_markdown_cell("## 2. Fast"), new.new_code_cell("4")]
+    for cell, seconds in zip([cell for cell in cells if cell.cell_type == "code"], (0.5, 2.0, 0.5, 0.2), strict=True):
+        cell.metadata["papermill"] = {"duration": seconds}
+    nbformat.write(new.new_notebook(cells=cells, metadata={"papermill": papermill}), folder / name)
+    return folder / name
+
+
+def test_times_of_sections_are_written_into_the_guide(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    made, notebooks = tmp_path / "runs" / "smoke" / "notebooks", tmp_path / "notebooks"
+    (notebooks / "course").mkdir(parents=True)
+    made.mkdir(parents=True)
+    guide = notebooks / "course" / "instructors_guide.md"
+    guide.write_text("before\n<!-- times -->\nold\n<!-- end of times -->\nafter\n")
+    monkeypatch.setattr(lessons, "pairs", lambda _: [(notebooks / "01_a.ipynb", None), (notebooks / "02_b.ipynb", None)])
+    executed(made, "01_a.ipynb", duration=7.4)
+    assert lessons.main(["--notebooks", str(notebooks), "--times", "smoke"]) == 2
+    assert "02_b.ipynb: not there" in capsys.readouterr().err and "old" in guide.read_text()
+    executed(made, "02_b.ipynb", duration=8.6)
+    assert lessons.main(["--notebooks", str(notebooks), "--times", "smoke"]) == 0
+    assert guide.read_text() == """before
+<!-- times -->
+Measured on Quick Brown, 2 cores, device cpu, profile smoke.
+
+| notebook, section | seconds | slowest cell, seconds |
+|---|---|---|
+| **01_a**, with the start of its kernel | **7** | |
+| 1. Slow | 2.5 | 2.0 |
+| **02_b**, with the start of its kernel | **9** | |
+| 1. Slow | 2.5 | 2.0 |
+<!-- end of times -->
+after
+"""
+    executed(made, "02_b.ipynb")
+    assert lessons.main(["--notebooks", str(notebooks), "--times", "smoke"]) == 2
