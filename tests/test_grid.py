@@ -420,9 +420,15 @@ def test_cancelled_tasks_are_errors(tiny_cohort):
 
     study = Study("tiny", tiny_cohort)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as ours, Client(ours) as client:
-        stop = threading.Timer(0.5, lambda: client.cancel([Future(key, client=client) for key in list(client.futures)]))
+        jobs = grid.plan(study.profile)
+
+        def cancel():
+            wait_for(lambda: len(client.futures) == len(jobs))  # on a busy machine that takes its time
+            client.cancel([Future(key, client=client) for key in list(client.futures)])
+
+        stop = threading.Thread(target=cancel)
         stop.start()
-        told = make_runs(client, study, grid.plan(study.profile))
+        told = make_runs(client, study, jobs)
         stop.join()
     assert [outcome.error for outcome in told[:2]] == ["cancelled on the cluster; the same command goes on"] * 2
     assert all(outcome.error and not outcome.stopped for outcome in told)
