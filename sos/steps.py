@@ -101,10 +101,11 @@ def execute(path: Path, folder: Path, parameters: dict) -> list[Path]:
 
 
 def keep_still(notebook) -> None:
-    """Leave of a panel's output its picture: without a kernel its controls would do nothing."""
+    """Leave of a widget's output its picture, or where it has none its text: without a kernel its controls would do nothing."""
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if "image/png" in output.get("data", {}) and output["data"].pop("application/vnd.jupyter.widget-view+json", None):
-            output["data"]["text/plain"] = "a panel to explore with; run the cell to move its controls"
+        data = output.get("data", {})
+        if data.pop("application/vnd.jupyter.widget-view+json", None) and "image/png" in data:
+            data["text/plain"] = "a panel to explore with; run the cell to move its controls"
     notebook.metadata.pop("widgets", None)
 
 

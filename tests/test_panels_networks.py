@@ -473,9 +473,11 @@ def shown(page):
 
 
 def changed(page, before):
-    """The picture and the sentence, once the picture is another one than `before`."""
-    page.wait_for_function("src => document.querySelector('.sos-panel img') && document.querySelector('.sos-panel img').src !== src", arg=before[0])
-    assert page.locator(".sos-plain").last.inner_text() == shown(page)[1]
+    """The picture and the sentence, once the picture is another one than `before` and the sentence below it, which comes by itself, is its own."""
+    page.wait_for_function("""src => {
+        const image = document.querySelector('.sos-panel img'), below = [...document.querySelectorAll('.sos-plain')].at(-1);
+        return image && image.src !== src && below && below.innerText === image.alt;
+    }""", arg=before[0])
     return shown(page)
 
 

@@ -50,7 +50,7 @@ def near_duplicates(pictures: Sequence[np.ndarray], owners: Sequence[frozenset],
     """Pairs of small pictures (h, w) uint8 that show one exposure, though not by the same pixels.
 
     owners: the patients that each picture is said to be of; two pictures of the same single patient are no pair. Hashes are compared all
-    with all (a thousand pictures: a second), and at most NEAREST alignments a picture are tried. workers: see `files.spread`.
+    with all (a thousand pictures: a second), and at most NEAREST alignments a picture are tried. workers: see `cores.spread`.
     """
     with spread(len(pictures), workers) as each:
         nearest = _proposals(list(each(_views, pictures)), owners)

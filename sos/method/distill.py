@@ -41,6 +41,11 @@ def distillation_terms(student: Look, teacher: Look, teacher_cam: torch.Tensor, 
     return {name: term() if weight > 0 else term().detach() for name, (weight, term) in terms.items()}
 
 
+def weighted_sum(terms: dict[str, torch.Tensor], config: RunConfig) -> torch.Tensor:
+    """L_total: the terms of `distillation_terms`, each times its weight in `config` (that of L_cls is w_cls, and so on)."""
+    return sum(getattr(config, name.replace("L_", "w_")) * term for name, term in terms.items())
+
+
 class Distillation(Callback):
     """Teach a student: in each training batch, replaces the loss by w_cls·L_cls + w_dist·L_dist + w_attn·L_attn (+ w_aim·L_aim).
 
@@ -97,7 +102,7 @@ class Distillation(Callback):
             previous = lower, judge_map(self.student, lower, "previous").logits
         look = Look(features, spatial, self.pred, own)
         terms = distillation_terms(look, teacher, teacher_cam, self.window, target, self.config, previous)
-        self.learn.loss_grad = sum(getattr(self.config, _WEIGHT[name]) * term for name, term in terms.items())
+        self.learn.loss_grad = weighted_sum(terms, self.config)
         self.learn.loss = self.learn.loss_grad.detach().clone()
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.detach() * len(target)
@@ -106,6 +111,3 @@ class Distillation(Callback):
     def after_epoch(self):
         if self.images:
             self.history.append({name: float(total) / self.images for name, total in self.sums.items()})
-
-
-_WEIGHT = {"L_cls": "w_cls", "L_dist": "w_dist", "L_attn": "w_attn", "L_aim": "w_aim"}

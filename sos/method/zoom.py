@@ -5,7 +5,6 @@ the network itself decides where the pixels go. Nothing is cropped for it: the f
 trains both looks.
 """
 
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from contextlib import contextmanager
 
 import anywidget
 import ipywidgets as w
@@ -66,6 +67,8 @@ class Panel(Still, w.VBox):
     it. Both look at the controls' values only. Whatever a control is moved to, the panel shows the picture, or in one line why there is none.
     """
 
+    _filling = False
+
     def __init__(self, *rows: list[w.Widget]):
         """rows: controls, a list for each line; those with a value redraw the panel when it changes."""
         self.picture, self.message = w.HTML(), w.HTML()
@@ -77,6 +80,15 @@ class Panel(Still, w.VBox):
                 control.observe(lambda _: self.show(), "value")
         self.show()
 
+    @contextmanager
+    def filling(self):
+        """Within it controls are set without being drawn: by a control that offers others their values and is followed by a drawing of its own."""
+        self._filling = True
+        try:
+            yield
+        finally:
+            self._filling = False
+
     def figure(self) -> Figure:
         raise NotImplementedError
 
@@ -85,6 +97,8 @@ class Panel(Still, w.VBox):
 
     def show(self) -> None:
         """Draw again."""
+        if self._filling:
+            return
         try:
             words, png = self.words(), base64.b64encode(self.still()).decode()
         except (SOSError, OSError) as error:

@@ -37,7 +37,7 @@ class BrowsePanel(Panel):
     """Filters, a patient, a window of grey values and an overlay, above the image and the teacher's crop."""
 
     def __init__(self, study: Study):
-        self.study, self._filling = study, False
+        self.study = study
         self.cohort, self.store, self.teacher = study.cohort, study.store, study.profile.run("teacher")
         table, scheme, narrow = self.cohort.table, self.cohort.scheme, {"description_width": "52px"}
         held = [split for split in SPLITS if (table["split"] == split).any()]
@@ -79,12 +79,9 @@ class BrowsePanel(Panel):
         """Offer whom the filters leave, and stay with the one shown where they leave them. The change of the filter redraws the panel."""
         names, row = self._names(), self.patient.value
         rows = [other for _, other in names]
-        self._filling = True
-        try:
+        with self.filling():
             self.patient.options = names
             self.patient.value = row if row in rows else next(iter(rows), None)
-        finally:
-            self._filling = False
 
     def _button(self, name: str, icon: str, step: int) -> w.Button:
         button = w.Button(description=name, icon=icon, tooltip=f"{name.lower()} patient; after the last comes the first", layout={"width": "110px"})
@@ -105,10 +102,6 @@ class BrowsePanel(Panel):
         return self.patient.value
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
-
-    def show(self) -> None:
-        if not self._filling:
-            super().show()
 
     def words(self) -> str:
         row, scheme = self.row, self.cohort.scheme

@@ -58,7 +58,7 @@ class Journey(Styled):
     """A patient chosen by outcome, and a slider that reveals the steps of the way one by one, each explained in plain words."""
 
     def __init__(self, networks: Networks):
-        self.networks, self._filling = networks, False
+        self.networks = networks
         self.way = lru_cache(KEPT)(self._way)
         right = {model: run.test.set_index("image").eval("decided == stage") for model, run in networks.runs.items() if model in BOTH}
         self.outcomes = {name: [image for image, hit in right["teacher"].items() if (hit, right["student"][image]) == key]
@@ -74,14 +74,12 @@ class Journey(Styled):
         super().__init__([self.outcome, self.patient], [self.step, self.back, self.next])
 
     def _list(self, _) -> None:
-        self._filling = True
-        self.patient.options = self.networks.patients("test", self.outcomes[self.outcome.value])
-        self._filling = False
+        with self.filling():
+            self.patient.options = self.networks.patients("test", self.outcomes[self.outcome.value])
 
     def show(self) -> None:
-        if not self._filling:
-            self.back.disabled, self.next.disabled = self.step.value == 1, self.step.value == len(STEPS)
-            super().show()
+        self.back.disabled, self.next.disabled = self.step.value == 1, self.step.value == len(STEPS)
+        super().show()
 
     # ---- computing -------------------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class Terms(Styled):
     """Sliders of T and weights; probabilities at T, terms and the two maps of L_attn, before and after steps on a copy of the student."""
 
     def __init__(self, networks: Networks):
-        self.networks, self._filling, self.version = networks, False, 0  # version: counts the states that the copy has had
+        self.networks, self.version = networks, 0  # version: counts the states that the copy has had
         self.lesson, self.answer = lru_cache(KEPT)(self._lesson), lru_cache(KEPT)(self._answer)
         students = [model for model in STUDENTS if model in networks.runs]
         own = networks.runs[students[0]].config
@@ -102,17 +102,14 @@ class Terms(Styled):
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def _list(self, _) -> None:
-        self._filling = True
-        self.patient.options = self.networks.patients(self.split.value)
-        self._filling = False
+        with self.filling():
+            self.patient.options = self.networks.patients(self.split.value)
 
     def _forget(self, *_) -> None:
         """Back to the student as it was trained."""
         self.copy, self.taken = None, 0
 
     def show(self) -> None:
-        if self._filling:
-            return
         looks = self.networks.runs[self.model.value].config.looks
         self.weights["aim"].layout.display = None if looks == 2 else "none"  # a student that looks once has no L_aim
         self.step.disabled = self.steps.disabled = not any(self.weight(name) for name in self.weights)

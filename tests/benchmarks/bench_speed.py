@@ -23,13 +23,11 @@ from sos.cohort.manifest import read_manifest
 from sos.cohort.views import ViewLoader, open_store
 from sos.config import RunConfig, get_profile
 from sos.method.cam import explain
-from sos.method.distill import distillation_terms
+from sos.method.distill import distillation_terms, weighted_sum
 from sos.phantom.write import write_cohort
 from sos.predict import TOGETHER, load_stager, predict_paths
 from sos.study.runs import machine_record
 from sos.study.training import CLIP, adamw, decayed_and_not, keep_freed_memory, network
-
-WEIGHTS = {"L_cls": "w_cls", "L_dist": "w_dist", "L_attn": "w_attn", "L_aim": "w_aim"}
 
 
 def in_turns(rounds: int, **parts) -> dict[str, float]:
@@ -66,7 +64,7 @@ class Step:
         look = self.net.look(frame)
         seen, cam = explain(self.teacher, crop, target, self.config.cam_layer)
         terms = distillation_terms(look, seen, cam, window, target, self.config)
-        self.update(sum(getattr(self.config, WEIGHTS[name]) * term for name, term in terms.items()))
+        self.update(weighted_sum(terms, self.config))
 
 
 def training(profile: str, cohort, store, rounds: int, batch_size: int) -> list[tuple[str, float, str]]:
