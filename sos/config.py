@@ -333,7 +333,7 @@ PROFILES = {
                  varied=dict(temperature=(1.0,), weights=(10.0,), box_jitter=(0.2,), label_share=(0.5,), two_looks=TWO_LOOKS),
                  difficulties=(0.0, 1.0, 2.0), difficulty_patients=24, competitors_trained=EVERY_COMPETITOR,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16), zoom=dict(frame_px=192, glance_px=64)),
-        # at most 20 minutes on two cores: shows the effects
+        # for two cores, how long stands in the README: shows the effects
         _profile("quick", patients=1800, cohort_seed=4, seeds=(0,), bootstrap=2000, without_labels=False, at_once=2,
                  competitors_trained=(PIPELINE,),  # the others cost as much as a student each
                  difficulty_patients=80,  # few: they are the same at each difficulty, so differences are paired
