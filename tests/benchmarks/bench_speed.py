@@ -8,15 +8,14 @@ round, medians are compared. `--large` adds the networks and pictures of the pro
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import torch
 import torch.nn.functional as F
+from measure import in_turns
 from PIL import Image
 
 from sos.cohort.manifest import read_manifest
@@ -28,18 +27,6 @@ from sos.phantom.write import write_cohort
 from sos.predict import TOGETHER, load_stager, predict_paths
 from sos.study.runs import machine_record
 from sos.study.training import CLIP, adamw, decayed_and_not, keep_freed_memory, network
-
-
-def in_turns(rounds: int, **parts) -> dict[str, float]:
-    """Median seconds of each function; they take turns, after one turn that does not count."""
-    times = {name: [] for name in parts}
-    for turn in range(rounds + 1):
-        for name, part in parts.items():
-            start = time.perf_counter()
-            part()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 class Step:
