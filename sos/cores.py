@@ -7,17 +7,35 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
+from threadpoolctl import threadpool_limits
+
 MANY = 100  # things from which on processes are worth the two seconds that they take to start
 
 
 @contextmanager
 def spread(items: int, workers: int | None = None) -> Iterator[Callable]:
     """A function like `map`, in order, whose calls are spread over the cores: by threads for few `items`, for many by processes, which take
-    two seconds to start. workers: how many of either; default: one a core. What processes are given must be importable and picklable."""
+    two seconds to start. workers: how many of either; default: one a core. What processes are given must be importable and picklable.
+
+    Inside, numpy's products of matrices keep to one thread: threads of several that wait for each other make small ones twenty times slower."""
     workers = workers or len(os.sched_getaffinity(0))
     if items < MANY or workers == 1:
-        with ThreadPoolExecutor(workers) as pool:  # decoders and numpy let go of the interpreter's lock
+        with ThreadPoolExecutor(workers) as pool, threadpool_limits(1):  # decoders and numpy let go of the interpreter's lock
             yield pool.map
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             yield partial(pool.map, chunksize=8)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started inside compute with one thread."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

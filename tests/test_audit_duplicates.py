@@ -8,12 +8,13 @@ windowed, halved and compressed at once 97 %. Not one false pair among them, nor
 
 import io
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from sos.cohort.audit import audit
-from sos.cohort.duplicates import LEVELS, _proposals, _views, near_duplicates, small_picture
+from sos.cohort.duplicates import HASH, LEVELS, _proposals, _views, near_duplicates, small_picture
 from sos.cohort.manifest import read_manifest
 from sos.images.reader import read_image
 
@@ -79,6 +80,15 @@ def test_different_people_are_no_pair_even_when_laid_over_each_other(people, mon
     monkeypatch.setattr("sos.cohort.duplicates.FAR_BITS", 256)
     assert len(_proposals([_views(picture) for picture in pictures], owners(4))) >= 4
     assert near_duplicates(pictures, owners(4)) == []
+
+
+def test_hashes_are_those_of_imagehash(people):
+    for pixels in people[:3]:
+        picture = small_picture(pixels)
+        for view in _views(picture)[1]:
+            crop = Image.fromarray(picture).crop(view.frame)
+            theirs = imagehash.phash(ImageOps.mirror(crop) if view.mirrored else crop, HASH).hash
+            assert np.bitwise_count(np.packbits(theirs).view(np.uint64) ^ view.code).sum() <= 8  # of 256: it reduces each crop first
 
 
 def test_two_pictures_of_one_patient_are_no_pair(people):

@@ -7,10 +7,10 @@ Measured on virtual patients: tests/test_audit_duplicates.py.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 from PIL import Image
 from scipy.ndimage import affine_transform, gaussian_filter
@@ -78,20 +78,36 @@ def _frames(picture: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 def _views(picture: np.ndarray) -> tuple[list[_View], list[_View]]:
     """Hashes of the frames of a picture, and those to look for it by: of each frame with every choice of margins cut, also mirrored."""
-    image, plain, varied = Image.fromarray(picture), [], []
+    plain, varied = [], []
     for x0, y0, x1, y1 in _frames(picture):
         w, h = x1 - x0, y1 - y0
-        for left, top, right, bottom in product((0, MARGIN), repeat=4):
-            frame = (round(x0 + left * w), round(y0 + top * h), round(x1 - right * w), round(y1 - bottom * h))
-            crop = image.crop(frame)
-            varied += [_View(_code(crop), frame, False), _View(_code(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), frame, True)]
-            if not (left or top or right or bottom):
-                plain.append(varied[-2])
+        across, down = ([(round(low + near * size), round(high - far * size)) for near, far in product((0, MARGIN), repeat=2)]
+                        for low, high, size in ((x0, x1, w), (y0, y1, h)))
+        codes = _codes(picture, down, across)
+        frames = [(left, top, right, bottom) for top, bottom in down for left, right in across]
+        varied += [_View(code, frame, mirrored) for frame, both in zip(frames, codes, strict=True) for code, mirrored in zip(both, (False, True))]
+        plain.append(_View(codes[0, 0], frames[0], False))
     return plain, varied
 
 
-def _code(image: Image.Image) -> np.ndarray:
-    return np.packbits(imagehash.phash(image, hash_size=HASH).hash).view(np.uint64)
+def _codes(picture: np.ndarray, down: Sequence[tuple[int, int]], across: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(n, 2, 4) uint64: perceptual hashes, as they are and mirrored, of a picture's crops from row to row and from column to column, all of `down`
+    with all of `across`: which of a crop's lowest HASH × HASH cosine coefficients lie above their median.
+
+    `imagehash.phash` does it crop by crop, reduced to 64 × 64 pixels first. Here all crops are two products of matrices, and a mirror image is
+    but the odd coefficients' signs.
+    """
+    rows, columns = (np.concatenate([_waves(*part, size) for part in parts]) for parts, size in zip((down, across), picture.shape, strict=True))
+    crops = (rows @ picture @ columns.T).reshape(len(down), HASH, len(across), HASH).swapaxes(1, 2)
+    both = np.stack([crops, crops * (-1.0) ** np.arange(HASH)], 2).reshape(-1, 2, HASH * HASH)
+    return np.packbits(both > np.median(both, -1, keepdims=True), -1).view(np.uint64)
+
+
+@lru_cache(64)
+def _waves(low: int, high: int, size: int) -> np.ndarray:
+    """(HASH, size): the longest cosines between the pixels `low` and `high` of a line, zero outside."""
+    place = (np.arange(size) + 0.5 - low) / (high - low)
+    return np.cos(np.pi * np.arange(HASH)[:, None] * place) * ((place > 0) & (place < 1))
 
 
 def _proposals(views, owners) -> dict[tuple[int, int], tuple[bool, _View, _View]]:
@@ -163,15 +179,16 @@ def _aligned(a: np.ndarray, b: np.ndarray, turn: np.ndarray, shift: np.ndarray, 
     dy, dx = np.gradient(gaussian_filter(a, 0.7))
     centre, reach = np.array(a.shape) / 2, max(a.shape) / 2
     y, x = ((grid - c) / reach for grid, c in zip(np.mgrid[:a.shape[0], :a.shape[1]], centre, strict=True))
-    slope = np.stack([dy * y, dy * x, dx * y, dx * x, dy, dx], axis=-1).reshape(-1, 6)  # (h·w, 6)
+    slope = np.stack([dy * y, dy * x, dx * y, dx * x, dy, dx]).reshape(6, -1)  # (6, h·w)
     for _ in range(steps):
         laid = _laid_over(b, turn, shift, a.shape)
-        seen = np.isfinite(laid).ravel()
+        seen = np.isfinite(laid)
         if seen.mean() < OVERLAP:
             return None
-        curvature = slope[seen].T @ slope[seen]
+        there = slope * seen.ravel()
+        curvature = there @ slope.T
         curvature += (1e-3 * np.trace(curvature) / 6 + 1e-6) * np.eye(6)  # solvable also where a picture is blank
-        step = np.linalg.solve(curvature, slope[seen].T @ (laid - a).ravel()[seen])
+        step = np.linalg.solve(curvature, there @ np.where(seen, laid - a, 0).ravel())
         inverse = np.linalg.inv(np.eye(2) + step[:4].reshape(2, 2) / reach)
         moved = step[4:] - step[:4].reshape(2, 2) @ centre / reach
         turn, shift = turn @ inverse, shift - turn @ inverse @ moved
