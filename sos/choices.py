@@ -101,6 +101,7 @@ CHOICES = {  # every setting of a run, and what else the paper's public record l
     "window_scale": Choice("the expert's box as it was drawn", ("window_scale",)),
     "box_jitter": Choice("boxes as they were drawn", ("box_jitter",)),
     "label_share": Choice("all labelled patients", ("label_share",)),
+    "leak": Choice("no held-out image is seen in training", fixed="what the mistake would cost is measured in notebook 02"),
     "rotate_deg": Choice(_TURN, fixed="the same in every row"),
     "zoom": Choice(_TURN, fixed="the same in every row"),
     "shift": Choice(_TURN, fixed="the same in every row"),

@@ -96,6 +96,7 @@ class RunConfig:
     noise: float = 0.01  # largest standard deviation of added Gaussian noise
 
     label_share: float = 1.0  # of the training patients, those that are used; each image the more often, so that the steps stay as many
+    leak: bool = False  # a mistake made on purpose, teacher only: the held-out images are among those of training, see mistakes
 
     # optimisation: AdamW under fastai's one-cycle schedule
     epochs: int = 8
@@ -135,6 +136,8 @@ class RunConfig:
             raise ConfigError(f"looks = 2 of a {self.role}: only baseline and student can look twice")
         if self.looks > 1 and not self.aim_gradient and (self.role == "baseline" or self.w_aim == 0):
             raise ConfigError("looks = 2 without L_aim: nothing would teach where to look; set aim_gradient=true, or w_aim above 0 for a student")
+        if self.leak and self.role != "teacher":
+            raise ConfigError(f"leak = true of a {self.role}: the mistake is made with a teacher only")
         if self.progressive > (self.epochs - 1) / self.epochs:
             raise ConfigError(f"progressive = {self.progressive} of {self.epochs} epochs leaves none for the whole network; make it smaller")
         if self.role == "student" and self.w_cls == self.w_dist == self.w_attn == 0:
@@ -149,6 +152,8 @@ class RunConfig:
         unused = {"teacher": (*_DISTILLATION, *framed, "min_score"), "baseline": (*_DISTILLATION, *window, "box_jitter", "min_score"),
                   "student": (*window, "min_score"), "detector": (*_DISTILLATION, *window, "cam_layer")}[self.role]
         unused = {*unused, *twice} if self.looks == 1 else set(unused) - {"window_px"}
+        if not self.leak:
+            unused.add("leak")
         return {key: value for key, value in values.items() if key not in unused}
 
     def with_(self, **changes) -> "RunConfig":

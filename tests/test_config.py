@@ -129,7 +129,7 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 OF_TWO_LOOKS = {"glance_px", "aim_gradient", "w_aim"}  # used where looks = 2, see test_zoom
-USED_BY = {"teacher": {"window_px", "window_scale", "box_jitter"}, "baseline": {"frame_px", "looks", "cam_layer"},
+USED_BY = {"teacher": {"window_px", "window_scale", "box_jitter", "leak"}, "baseline": {"frame_px", "looks", "cam_layer"},
            "student": {"frame_px", "looks", "cam_layer", "box_jitter", "w_cls", "w_dist", "w_attn", "temperature", "attn_distance", "evidence",
                        "cam_target", "student_init", "teacher_backbone"},
            "detector": {"frame_px", "box_jitter", "min_score"}}
@@ -142,7 +142,7 @@ def test_resolved_leaves_out_what_the_role_does_not_use(role):
     for f in fields(RunConfig):
         if f.name == "role":
             continue
-        if f.name == "looks" and role in ("teacher", "detector"):
+        if f.name == "looks" and role in ("teacher", "detector") or f.name == "leak" and role != "teacher":
             continue  # refused
         twice = {"aim_gradient": True} if f.name == "looks" and role == "baseline" else {}  # without it refused
         changed = base.with_(**{f.name: other_value(f.name, getattr(base, f.name))}, **twice)

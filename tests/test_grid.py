@@ -29,7 +29,7 @@ PATIENCE_S = 300  # with processes that need a few seconds to start, on a machin
 
 
 def tiny(**changes):
-    """Five runs of a second each; the last an ablation, a student without its terms, which keeps no weights."""
+    """Six runs of a second each; the last two an ablation, a student without its terms, and the leaking teacher, which keep no weights."""
     base = config.get_profile("smoke")
     small = dict(frame_px=64, window_px=32, epochs=2, batch_size=8, precision="fp32", dropout=0.1)
     roles = {role: getattr(base, role).with_(**small) for role in config.MODELS}
@@ -81,7 +81,7 @@ def assert_same_runs(models: Path, reference: Path):
 def test_two_workers_make_the_bytes_of_the_runs_one_after_the_other(one_by_one, tiny_cohort, capfd):
     assert cli.main(["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--workers", "2"]) == 0
     assert capfd.readouterr() == ("", "")  # no terminal, no progress
-    assert len(list(one_by_one.iterdir())) == 5
+    assert len(list(one_by_one.iterdir())) == 6
     assert_same_runs(Study("tiny", tiny_cohort).folder / "models", one_by_one)
 
 
@@ -104,7 +104,7 @@ def test_the_road_makes_the_runs_side_by_side_before_its_notebooks(one_by_one, t
     assert steps.main(walk) == 0
     assert_same_runs(models, one_by_one)
     (counted,) = nbformat.read(models.parent / "notebooks" / "01_count.ipynb", 4).cells[-1].outputs
-    assert counted["data"]["text/plain"] == "5"
+    assert counted["data"]["text/plain"] == "6"
 
     weights = next(models.glob("student-*/weights.safetensors"))
     owned = json.loads((models.parent / "steps.json").read_text())["steps"]["runs"]["outputs"]
@@ -177,7 +177,7 @@ def test_a_scheduler_and_workers_that_run_already(tiny_cohort, tmp_path, monkeyp
         assert said.out == "" and said.err.startswith("sos: student-") and said.err.count("\n") == 1
         assert "needs the teacher's backbone resnet16_half, not resnet18_half" in said.err
         made = (Study("tiny", tiny_cohort).folder / "models").glob("[!.]*")
-        assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "teacher"]  # the student that looks twice
+        assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "teacher", "teacher"]  # the student that looks twice, and the teacher that leaks
         assert cli.main(["grid", "--profile", "tiny", "--scheduler", address, "--runs-per-gpu", "2"]) == 2
         assert "no worker of" in (said := capfd.readouterr().err) and said.count("\n") == 1
     finally:
@@ -225,7 +225,7 @@ def test_the_deadline_reaches_a_run(tiny_cohort):
 
 def test_a_grid_out_of_time_ends_well_and_says_what_is_left(tiny_cohort, capfd):
     assert cli.main(["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--stop-after", "0"]) == 0
-    assert capfd.readouterr().err == "stopped in time with 5 of 5 runs left; the next call goes on\n"
+    assert capfd.readouterr().err == "stopped in time with 6 of 6 runs left; the next call goes on\n"
 
 
 def test_a_fault_of_the_software_is_told_with_its_last_line(tiny_cohort, capfd):
@@ -249,10 +249,10 @@ COUNT = threading.Lock()
 def pretend(order, needs):
     """In place of `carry_out`: counts. Seed 7 fails as a user's error does, seed 8 as a process that dies, seed 9 dies once."""
     with COUNT:
-        AT_WORK["attempts"].append((order.config.role, order.config.seed))
+        AT_WORK["attempts"].append((kind(order.config), order.config.seed))
         AT_WORK["now"] += 1
         AT_WORK["most"] = max(AT_WORK["most"], AT_WORK["now"])
-        tried = AT_WORK["attempts"].count((order.config.role, order.config.seed))
+        tried = AT_WORK["attempts"].count((kind(order.config), order.config.seed))
     time.sleep(0.1)
     with COUNT:
         AT_WORK["now"] -= 1
@@ -282,8 +282,8 @@ def pretended(monkeypatch):
 
 
 def kind(made: config.RunConfig) -> str:
-    """The role of a run, and of the student that looks twice the name of its model."""
-    return "zoom" if made.looks == 2 else made.role
+    """The role of a run, and of the student that looks twice the name of its model; `leak` of the teacher that makes that mistake."""
+    return "leak" if made.leak else "zoom" if made.looks == 2 else made.role
 
 
 @pytest.mark.parametrize(("per_gpu", "most"), [(2, 2), (1, 1), (None, 4)])
@@ -318,7 +318,7 @@ def test_a_terminal_is_told_each_run_that_is_made(pretended, monkeypatch, capsys
     told = cli.make_grid(pretended, "tiny", cli.build_parser().parse_args(["grid"]))
     names = [outcome.name for outcome in told if not outcome.error]
     lines = [line.strip() for line in re.split(r"[\r\n]", capsys.readouterr().err)]
-    assert len(names) == 4 and sorted(line for line in lines if line in {outcome.name for outcome in told}) == sorted(names)
+    assert len(names) == 5 and sorted(line for line in lines if line in {outcome.name for outcome in told}) == sorted(names)
 
 
 def test_a_run_made_elsewhere_than_here_is_an_error(pretended, monkeypatch, tmp_path):
@@ -375,7 +375,7 @@ def test_slurm_jobs_make_a_run(tiny_cohort, tmp_path, monkeypatch, capfd):
     args = ["grid", "--profile", "tiny", "--cohort", str(tiny_cohort), "--slurm", "cores=1", "memory=4GB", "walltime=01:00:00", "interface=lo"]
     assert cli.main(args) == 0
     made = (Study("tiny", tiny_cohort).folder / "models").glob("[!.]*")
-    assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "student", "teacher"]
+    assert sorted(path.name.partition("-")[0] for path in made) == ["baseline", "student", "student", "teacher", "teacher"]
     assert (tmp_path / "submitted").read_text().split() and "SBATCH -t 01:00:00" in (tmp_path / "script").read_text()
     assert (tmp_path / "cancelled").read_text().split() == (tmp_path / "submitted").read_text().split()
 
@@ -412,7 +412,7 @@ def test_time_runs_out_while_no_worker_comes(tiny_cohort, monkeypatch):
     study = Study("tiny", tiny_cohort)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as ours, Client(ours) as client:
         told = make_runs(client, study, grid.plan(study.profile))
-    assert len(told) == 5 and all(outcome.stopped and not outcome.error for outcome in told)
+    assert len(told) == 6 and all(outcome.stopped and not outcome.error for outcome in told)
 
 
 def test_cancelled_tasks_are_errors(tiny_cohort):

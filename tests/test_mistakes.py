@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from sos.cohort.views import training_rows
 from sos.config import get_profile
+from sos.errors import ConfigError
 from sos.study import mistakes
 from sos.study.training import Study
 
@@ -35,14 +37,26 @@ def test_a_leak_raises_the_accuracy_on_the_images_that_leaked_only(study):
     table = mistakes.leak(study)
     clean, leaked = (value(text) for text in table["held-out images, accuracy, %"])
     assert leaked > clean + 25
-    assert list((study.folder / "mistakes").iterdir()) == [next((study.folder / "mistakes").glob("leak-teacher-*.csv"))]
     assert (study.cohort.table["split"] == "test").sum() == len(study.teacher().test)  # the study's own cohort is as it was
 
 
 def test_a_second_look_at_the_leak_trains_nothing(study, monkeypatch):
     first = mistakes.leak(study)
-    monkeypatch.setattr(mistakes, "fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("sos.study.training.fit", lambda *_: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(mistakes.leak(study), first)
+
+
+def test_a_leak_is_a_mistake_of_teachers_and_names_a_run_of_its_own():
+    teacher = get_profile("smoke").run("teacher")
+    assert "leak" not in teacher.resolved() and teacher.with_(leak=True).resolved() == teacher.resolved() | {"leak": True}
+    with pytest.raises(ConfigError, match="leak = true of a student"):
+        get_profile("smoke").run("student").with_(leak=True)
+
+
+def test_the_leaking_teacher_learns_from_all_but_the_validation_images(study):
+    rows, table = training_rows(study.cohort, leak=True), study.cohort.table
+    assert sorted(rows) == table.index[table["split"] != "valid"].tolist()
+    assert set(table.loc[training_rows(study.cohort), "split"]) == {"train"}
 
 
 def test_a_constant_answer_wins_in_accuracy_where_one_stage_is_common(study):

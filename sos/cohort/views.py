@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.load import DataLoader
 
@@ -165,14 +166,14 @@ def jittered(boxes: torch.Tensor, share: float, generator: torch.Generator) -> t
     return torch.cat([centre - half, centre + half], 1)
 
 
-def training_rows(cohort: Cohort, share: float = 1.0, seed: int = 0) -> np.ndarray:
+def training_rows(cohort: Cohort, share: float = 1.0, seed: int = 0, leak: bool = False) -> np.ndarray:
     """Row numbers of the training images of a `share` of the training patients, repeated until they are as many as those of all: fewer patients
     then do not mean fewer steps.
 
     Patients are chosen with `seed`, within each stage (a patient's most fused one), at least one of each; those of a smaller share are among
-    those of a larger one.
+    those of a larger one. leak: the held-out images are put among them, a mistake that is made to be seen.
     """
-    part = cohort.subset("train")
+    part = pd.concat([cohort.subset(split) for split in (("train", "test") if leak else ("train",))])
     stage_of = part.groupby("patient_id")["target"].max()
     rng, kept = np.random.default_rng([seed, 0x1ABE]), []
     for stage in sorted(stage_of.unique()):

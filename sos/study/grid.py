@@ -21,15 +21,15 @@ class Job:
 
 
 def plan(profile: Profile) -> list[Job]:
-    """All runs of a profile, each once: teachers, baselines, students and competitors of all seeds, then ablations and other networks,
-    whose weights nobody needs unless they teach.
+    """All runs of a profile, each once: teachers, baselines, students and competitors of all seeds, then ablations, other networks and the
+    leaking teacher of notebook 02, whose weights nobody needs unless they teach.
 
     A student or a detector needs its teacher, see `Profile.teacher_of`. An ablation that equals a main run is that run.
     """
     main = [profile.run(model, seed) for model in MODELS for seed in profile.seeds]
     competitors = [config for name in profile.competitors_trained for config in profile.competitors()[name]]
     varied = [config for ablation in profile.ablations().values() for configs in ablation.rows.values() for config in configs]
-    varied += [config for configs in profile.networks().values() for config in configs]
+    varied += [config for configs in profile.networks().values() for config in configs] + [profile.run("teacher").with_(leak=True)]
     taught = [profile.teacher_of(config) for config in varied if config.role in TAUGHT_ROLES]  # their weights are needed
     kept = list(dict.fromkeys(main + competitors + taught))
     kept.sort(key=lambda config: ROLES.index(config.role))

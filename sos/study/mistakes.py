@@ -1,7 +1,5 @@
 """Mistakes made on purpose, and what each costs: a leak, an accuracy without its frequencies, a test on augmented images, a map of another stage."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import torch
@@ -10,7 +8,7 @@ from ..cohort.views import ViewLoader
 from .attention import image_rows, look
 from .metrics import interval, probability_columns, resamples, staging_metrics
 from .runs import Run
-from .training import Study, evaluate, fit, frame_boxes, localise
+from .training import Study, frame_boxes, localise
 
 SHOWN = {"accuracy": "accuracy, %", "macro_f1": "macro F1, %", "kappa": "quadratic weighted kappa"}
 DRAWS = 5  # of augmented copies of each held-out image
@@ -19,29 +17,16 @@ DRAWS = 5  # of augmented copies of each held-out image
 def leak(study: Study) -> pd.DataFrame:
     """Accuracy of the crop teacher on the held-out images when the training was clean and when these very images were among it too.
 
-    The second network is trained now, as the first was, and its answers are kept in `mistakes/` of the study's folder. Validation patients are
-    unknown to both, so there the second shows what it can do.
+    The second network is a run of its own, found or trained as any other. Validation patients are unknown to both, so there it shows what it
+    can do.
     """
-    honest = study.teacher()
-    answers = {"clean training": honest.predictions, "test images among the training": _leaked(study, honest)}
+    clean = study.profile.run("teacher")
+    answers = {"clean training": clean, "test images among the training": clean.with_(leak=True)}
     rows = {}
-    for name, table in answers.items():
-        test, valid = (table[table["split"] == split] for split in ("test", "valid"))
-        rows[name] = {"held-out images, accuracy, %": _accuracy(study, test), "validation images, accuracy, %": _accuracy(study, valid)}
+    for name, config in answers.items():
+        run = study.obtain(config, keep_weights=False)
+        rows[name] = {f"{title} images, accuracy, %": _accuracy(study, run.split(split)) for title, split in (("held-out", "test"), ("validation", "valid"))}
     return pd.DataFrame(rows).T
-
-
-def _leaked(study: Study, honest: Run) -> pd.DataFrame:
-    kept = study.folder / "mistakes" / f"leak-{honest.name}.csv"
-    if not kept.is_file():
-        kept.parent.mkdir(exist_ok=True)
-        table, config = study.cohort.table, honest.config
-        seen = replace(study.cohort, table=pd.concat([table, table[table["split"] == "test"].assign(split="train")]))
-        net, _, _ = fit(config, study.store, seen, kept.with_suffix(".pt"), None, study.device)
-        rows = table.index[table["split"] != "train"].to_numpy()
-        evaluate(net, study.store, study.cohort, rows, config, study.device).to_csv(kept, index=False, float_format="%.6g")
-        kept.with_suffix(".pt").unlink(missing_ok=True)
-    return pd.read_csv(kept)
 
 
 def _accuracy(study: Study, table: pd.DataFrame) -> str:

@@ -166,7 +166,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
         window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
         if config.student_init == "teacher":
             start_from(net, teacher, config)
-    rows = {"train": training_rows(cohort, config.label_share, config.seed), "valid": cohort.subset("valid").index.to_numpy()}
+    rows = {"train": training_rows(cohort, config.label_share, config.seed, config.leak), "valid": cohort.subset("valid").index.to_numpy()}
     for split in rows:
         if not len(rows[split]):
             raise CohortError(f"{cohort.path}: no patient in the split '{split}'; give more patients, or fill in the split column")
