@@ -7,6 +7,8 @@ probabilities are calibrated by the temperature that the network's own validatio
 
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -147,30 +149,37 @@ def predict_paths(paths: Iterable, weights=None, cam_dir=None, dicom_dir=None) -
     stager = load_stager(weights)
     for folder in filter(None, (cam_dir, dicom_dir)):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    number = 0
-    for known in _read_ahead(paths):
+    for number, (path, image, answer) in enumerate(_answered(stager, paths), 1):
+        if isinstance(image, ImageError):
+            yield empty_row(path) | {"error": str(image)}
+        else:
+            yield _row(path, image, answer, stager, f"{number:04d}_{Path(path).stem}", cam_dir, dicom_dir)
+
+
+def _answered(stager: Stager, paths: Iterable) -> Iterator[tuple]:
+    """Each path, its image and what the stager says to it, in order; of an input that has none its ImageError and None.
+
+    One pass of the network takes the first path alone, so that an answer comes soon, and then TOGETHER. Each core reads and looks at a batch of
+    its own with one thread, so that none waits for another's; beyond one batch a core nothing is read ahead.
+    """
+    def look(batch):
+        known = [(path, _image_or_error(path)) for path in batch]
         images = [image for _, image in known if isinstance(image, GreyImage)]
         answers = iter(stager.look_at(images) if images else [])
-        for path, image in known:
-            number += 1
-            if isinstance(image, ImageError):
-                yield empty_row(path) | {"error": str(image)}
-            else:
-                yield _row(path, image, next(answers), stager, f"{number:04d}_{Path(path).stem}", cam_dir, dicom_dir)
+        return [(path, image, next(answers) if isinstance(image, GreyImage) else None) for path, image in known]
 
-
-def _read_ahead(paths: Iterable) -> Iterator[list[tuple]]:
-    """Inputs and their images (or the ImageError of each that has none) in lists for one pass of the network: the first alone, so that an answer
-    comes soon, then TOGETHER. While the network looks at one list, a thread reads the next."""
-    def read(batch):
-        return [(path, _image_or_error(path)) for path in batch]
-
-    paths = iter(paths)
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, list(islice(paths, 1)))
-        while known := ahead.result():
-            ahead = pool.submit(read, list(islice(paths, TOGETHER)))
-            yield known
+    paths, cores, threads, ahead, size = iter(paths), len(os.sched_getaffinity(0)), torch.get_num_threads(), deque(), 1
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            while batch := list(islice(paths, size)):
+                ahead.append(pool.submit(look, batch))
+                if len(ahead) == cores:
+                    yield from ahead.popleft().result()
+                size = TOGETHER
+            for left in ahead:
+                yield from left.result()
+    finally:
+        torch.set_num_threads(threads)  # of the caller, and of threads that it has not started yet
 
 
 def _image_or_error(path) -> GreyImage | ImageError:

@@ -1,5 +1,7 @@
 """From an image to a stage: places in pixels of the image, either direction of the head, and heat maps against the batch's own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -111,7 +113,8 @@ def test_images_staged_together_have_the_answers_they_have_alone(stager, image):
         assert np.allclose(one["cam"], alone["cam"], atol=1e-5) and one["cam"].max() > 0
 
 
-def test_rows_come_while_later_files_are_not_read_yet(tmp_path):
+def test_rows_come_while_later_files_are_not_read_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     good, taken = tmp_path / "good.png", []
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (200, 200), np.uint8)).save(good)
 
@@ -125,6 +128,17 @@ def test_rows_come_while_later_files_are_not_read_yet(tmp_path):
     assert not any(next(rows)["error"] for _ in range(2)) and next(rows)["error"]
     assert len(taken) <= 1 + 2 * TOGETHER
     rows.close()
+
+
+def test_the_callers_threads_are_as_many_as_before(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        list(predict_paths([tmp_path / "missing.png"] * 20, "released"))
+        with ThreadPoolExecutor(1) as pool:
+            assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

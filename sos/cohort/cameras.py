@@ -24,9 +24,9 @@ def reduce_to(image, native_px: int) -> tuple[np.ndarray, float, float]:
     scale = min(1.0, native_px / max(grey.shape[2:]))
     if scale < 1:
         size = [max(1, round(side * scale)) for side in grey.shape[2:]]
-        grey = F.interpolate(grey, size=size, mode="bilinear", antialias=True, align_corners=False)
+        grey = F.interpolate(grey, size=size, mode="bilinear", antialias=True, align_corners=False).clamp_(0, 1)
     spacing = float("nan") if image.spacing_mm is None else image.spacing_mm / scale
-    return (grey[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy(), scale, spacing
+    return (grey[0, 0] * 255).round_().to(torch.uint8).numpy(), scale, spacing
 
 
 @dataclass(frozen=True)
