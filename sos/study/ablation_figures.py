@@ -44,7 +44,7 @@ def _forest_row(ax, place: int, row: dict, metric: str) -> None:
     if metric == "pointing" and row["role"] == "teacher":
         return
     if not np.isfinite(row[f"{metric}_value"]):
-        ax.text(0, place, NOT_YET, va="center", color=GREY, fontsize=6.5)
+        ax.text(0, place, NOT_YET, va="center", color=GREY, fontsize=7)
         return
     value, low, high = (100 * row[f"{metric}_{key}"] for key in ("value", "low", "high"))
     p, reference = row[f"{metric}_difference_p_holm"], row["setting"] == row["reference"]
@@ -57,7 +57,7 @@ def _forest_row(ax, place: int, row: dict, metric: str) -> None:
         said = f"{p_written(p)}{'' if p < SIGNIFICANT else ', n.s.'}"
     else:
         said = "reference not yet run"
-    ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
+    ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
 
 
 @journal

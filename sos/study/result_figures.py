@@ -82,7 +82,7 @@ def aligned_window(plane: torch.Tensor, window: torch.Tensor, inside: torch.Tens
     axes[0].set(title="map of the frame, and the window", xticks=[0, width], yticks=[0, height])
     axes[1].imshow(inside.numpy(), **scale)
     for (i, j), value in np.ndenumerate(inside.numpy()):
-        axes[1].text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6.5)
+        axes[1].text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes[1].set(title="sampled inside the window", xticks=[], yticks=[])
     return fig
 
@@ -391,7 +391,7 @@ def _bars(ax, results: Results, metric: str, roles: tuple[str, ...] = MODELS, co
         bars.append((control.replace(" ", "\n"), CONTROL_COLOUR, summarise(known[control][metric]) if known else {}, {}))
     for place, (_, colour, known, runs) in enumerate(bars):
         if not known:
-            ax.text(place, 0.02, "not yet run", rotation=90, ha="center", fontsize=6.5, color=GREY)
+            ax.text(place, 0.02, "not yet run", rotation=90, ha="center", fontsize=7, color=GREY)
             continue
         value, low, high = (known[key] for key in ("value", "low", "high"))
         lowest = min(lowest, low)
@@ -421,7 +421,7 @@ def _gap(ax, results: Results) -> None:
     for height, model in zip((0.1, -0.75), STUDENTS, strict=True):
         known = results.contrast("accuracy", closed, *(results.role(role) for role in (model, "baseline", "teacher")))
         if not known or np.isnan(known["value"]):
-            ax.text(0.5, height, "no gap: the teacher is not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=6.5)
+            ax.text(0.5, height, "no gap: the teacher is not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=7)
             continue
         known.pop("p")
         ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [height, height], color="black", lw=1.4, clip_on=True)
