@@ -1,18 +1,10 @@
-"""The course: terms are explained where they first come up, backgrounds are short, a notebook takes a lesson, links lead somewhere, and the
-drawings can be read."""
+"""The course: terms are explained where they first come up, backgrounds are short, a notebook takes a lesson, and links lead somewhere."""
 
 import re
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-from matplotlib.text import Text
-from PIL import Image
-
-from sos import lessons
-from sos.errors import LessonError
-from sos.study import drawings
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 COURSE = NOTEBOOKS[0].parent / "course"
@@ -146,8 +138,9 @@ def test_backgrounds_do_not_repeat_each_other():
 
 
 @pytest.mark.parametrize("source, term, well", [
-    ("The **logit** is a score.", "Logit", True), ("A [logit](course/glossary.md#logit) is a score.", "Logit", True), ("A logit, then **logit**.", "Logit", False),
-    ("# Logit\n\nno more", "Logit", None), ("`logit` and $logit$", "Logit", None), ("[logit](other.md#logit)", "Logit", False), ("many logits", "Logit", False)])
+    ("The **logit** is a score.", "Logit", True), ("A [logit](course/glossary.md#logit) is a score.", "Logit", True),
+    ("A logit, then **logit**.", "Logit", False), ("# Logit\n\nno more", "Logit", None), ("`logit` and $logit$", "Logit", None),
+    ("[logit](other.md#logit)", "Logit", False), ("many logits", "Logit", False)])
 def test_the_rule_for_terms_sees_what_it_should(source, term, well):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)])
     use = first_use(notebook, terms()[term][0])
@@ -157,8 +150,9 @@ def test_the_rule_for_terms_sees_what_it_should(source, term, well):
 def test_the_stopwatch_counts_what_it_should():
     figure = nbformat.v4.new_output("display_data", {"text/plain": "<Figure size 1x1>"})
     cells = [nbformat.v4.new_markdown_cell("# Title\n" + "word " * 200), nbformat.v4.new_code_cell("1", outputs=[figure]),
-             nbformat.v4.new_markdown_cell("## More (optional)\n" + "word " * 400), nbformat.v4.new_code_cell("2"), nbformat.v4.new_markdown_cell("## On"),
-             nbformat.v4.new_code_cell("x", metadata={"tags": ["exercise", "stub"]}), nbformat.v4.new_code_cell("y", metadata={"tags": ["exercise", "check"]})]
+             nbformat.v4.new_markdown_cell("## More (optional)\n" + "word " * 400), nbformat.v4.new_code_cell("2"),
+             nbformat.v4.new_markdown_cell("## On"), nbformat.v4.new_code_cell("x", metadata={"tags": ["exercise", "stub"]}),
+             nbformat.v4.new_code_cell("y", metadata={"tags": ["exercise", "check"]})]
     assert minutes(nbformat.v4.new_notebook(cells=cells)) == pytest.approx(1 + 0.5 + 1 / 3 + 4)
 
 
@@ -186,93 +180,12 @@ def test_every_link_leads_somewhere(path, text):
 
 def test_the_guide_states_the_stopwatch():
     guide = (COURSE / "instructors_guide.md").read_text(encoding="utf-8")
-    for said in (f"{WORDS_A_MINUTE} words a minute", f"{60 * FIGURE:.0f} s a figure", f"{60 * CODE:.0f} s a code cell", f"{EXERCISE} minutes an exercise",
-                 f"{LESSON} minutes"):
+    for said in (f"{WORDS_A_MINUTE} words a minute", f"{60 * FIGURE:.0f} s a figure", f"{60 * CODE:.0f} s a code cell",
+                 f"{EXERCISE} minutes an exercise", f"{LESSON} minutes"):
         assert said in guide, said
 
 
-# ---- drawings ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("draw", [drawings.anatomy, drawings.method])
-def test_drawings_can_be_read_in_print_and_are_the_same_each_time(draw, tmp_path):
-    from sos.study.figures import save_figure
-
-    figure = draw()
-    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
-    first, second = (save_figure(made, tmp_path / f"{k}.png") for k, made in enumerate((figure, draw())))
-    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
-    grey = np.asarray(Image.open(tmp_path / "0.png").convert("L"))
-    assert len(np.unique(grey // 16)) > 6 and (grey > 250).mean() < 0.9
-
-
-def test_the_drawn_anatomy_is_the_phantoms():
-    person = drawings.drawn_person()
-    marks = person.landmarks
-    assert 17 <= np.linalg.norm(marks["basion"] - marks["joint"]) <= 30  # mm
-    assert marks["dorsum"][1] < marks["joint"][1] < marks["basion"][1] < marks["upper"][1]  # from above downward
-    assert marks["basion"][0] < marks["joint"][0] < marks["sella"][0] < marks["sinus"][0] < marks["upper"][0]  # from the nape to the face
-    assert np.allclose(person.mm([person.base.endo[0]])[0], marks["basion"])
-
-
-def test_the_drawn_states_are_the_stages():
-    assert [fusion.stage for fusion in drawings.STATES] == list(drawings.BASSED5.labels)
-    assert [fusion.closed for fusion in drawings.STATES] == sorted(fusion.closed for fusion in drawings.STATES)
-    drawn = [drawings.drawn_person(fusion) for fusion in drawings.STATES]
-    assert all(np.allclose(person.base.joint, drawn[0].base.joint, atol=0.5) for person in drawn)
-
-
-def test_every_label_of_the_anatomy_is_at_a_landmark():
-    shown = {text.get_text() for text in drawings.anatomy().findobj(Text)}
-    for words in ("SOS", "clivus", "basion", "nasion", "sella turcica", "dorsum sellae", "hard palate", "upper incisor", "frontal bone", "atlas (C1)"):
-        assert words in shown
-
-
 # ---- times ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def executed(tmp_path):
-    """A notebook as papermill leaves it: ten seconds in all, in two sections."""
-    def timed(cell, seconds):
-        cell.metadata["papermill"] = {"duration": seconds}
-        return cell
-
-    new, code = nbformat.v4, nbformat.v4.new_code_cell
-    machine = new.new_output("execute_result", {"text/plain": "processor  Abacus 3\ncores  2\ndevice  cpu\nprofile  smoke"})
-    cells = [timed(code("", outputs=[machine]), 1.5), new.new_markdown_cell("## 1. Short"), timed(code(""), 0.2), new.new_markdown_cell("## 2. Long\n\n### Part"),
-             timed(code(""), 2.0), timed(code(""), 4.0)]
-    path = tmp_path / "01_one.ipynb"
-    nbformat.write(new.new_notebook(cells=cells, metadata={"papermill": {"duration": 10.0}}), path)
-    return path
-
-
-def test_times_are_told_by_section_with_the_machine(executed):
-    assert lessons.times([executed]).splitlines() == [
-        "Measured on Abacus 3, 2 cores, device cpu, profile smoke.", "", "| notebook, section | seconds | slowest cell, seconds |", "|---|---|---|",
-        "| **01_one**, with the start of its kernel | **10** | |", "| opening | 1.5 | 1.5 |", "| 2. Long | 6.0 | 4.0 |"]
-
-
-def test_times_of_a_notebook_that_did_not_run_are_refused(executed):
-    with pytest.raises(LessonError, match="not executed"):
-        lessons.times([NOTEBOOKS[0]])
-
-
-def test_the_command_writes_the_times_into_the_guide(executed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("SOS_HOME", str(tmp_path))
-    folder = tmp_path / "notebooks"
-    (folder / "course").mkdir(parents=True)
-    (folder / "exercises").mkdir()
-    (folder / "exercises" / "01_one.py").touch()
-    (folder / "01_one.ipynb").touch()
-    guide = folder / "course" / "instructors_guide.md"
-    guide.write_text("before\n<!-- times -->\nold\n<!-- end of times -->\nafter\n")
-    assert lessons.main(["--notebooks", str(folder), "--times", "smoke"]) == 2 and "./run_all.sh --profile smoke" in capsys.readouterr().err
-    (tmp_path / "runs" / "smoke" / "notebooks").mkdir(parents=True)
-    executed.rename(tmp_path / "runs" / "smoke" / "notebooks" / executed.name)
-    assert lessons.main(["--notebooks", str(folder), "--times", "smoke"]) == 0
-    text = guide.read_text()
-    assert text.startswith("before\n<!-- times -->\nMeasured on Abacus 3") and text.endswith("| 4.0 |\n<!-- end of times -->\nafter\n") and "old" not in text
 
 
 def test_each_notebook_of_the_guide_computes_within_five_minutes():

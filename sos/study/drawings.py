@@ -172,7 +172,7 @@ def arrow(ax, start, end, style: str = "-|>", colour: str = "black", width: floa
 
 
 def note(ax, x: float, y: float, text: str, **style) -> None:
-    ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 7, "linespacing": 1.05, **style})
+    ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 7, "linespacing": 1.2, **style})
 
 
 def loss(ax, x: float, y: float, text: str, lines: str) -> None:

@@ -188,7 +188,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ax.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         for (i, j), count in np.ndenumerate(counts):
             colour = GREY if not count else "white" if percent[i, j] > 62 else "black"
-            ax.text(j, i, f"{count}\n{percent[i, j]:.0f} %" if count else "0", ha="center", va="center", fontsize=7, color=colour)
+            ax.text(j, i, f"{count}\n{percent[i, j]:.0f}" if count else "0", ha="center", va="center", fontsize=7, color=colour)
         ticks = range(len(scheme))
         ax.set_xticks(ticks, scheme.labels)
         rows = [f"{label} {stage}\nn = {n}" for label, stage, n in zip(scheme.labels, scheme.names, counts.sum(1), strict=True)]
@@ -197,7 +197,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("experts' stage")
-    caption(fig, f"Counts, % of row; {_of(next(iter(runs.values())))}")
+    caption(fig, f"Counts, below them % of the row; {_of(next(iter(runs.values())))}")
     return fig
 
 
@@ -350,8 +350,9 @@ def joint_distances(table: pd.DataFrame, virtual: bool) -> Figure:
         mm = np.sort(part["joint_mm"].dropna())
         if len(mm):
             look = {"color": GREY, "ls": lines[source], "lw": 1.1} if source in CONTROLS else {
-                "color": source_colour(source), "lw": 1.6, "marker": source_marker(source), "ms": 4, "markevery": max(1, len(mm) // 6)}
-            ax.step(np.concatenate([[0], mm]), np.arange(len(mm) + 1) / len(mm), where="post", label=f"{source} (median {np.median(mm):.0f} mm)", **look)
+                "color": source_colour(source), "lw": 1.6, "marker": source_marker(source), "ms": 4, "markevery": (1, max(1, len(mm) // 6))}
+            shares, name = np.arange(len(mm) + 1) / len(mm), f"{source} (median {np.median(mm):.0f} mm)"
+            ax.step(np.concatenate([[0], mm]), shares, where="post", label=name, **look)
     ax.set(xlabel="distance from the peak to the centre of the joint (mm)", ylabel="held-out images", ylim=(0, 1.01), xlim=(0, None))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     if ax.lines:
