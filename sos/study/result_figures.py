@@ -164,8 +164,8 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
         rows = data[data["who"] == ROLE_NAMES[role]].reindex(columns=["difficulty", "value", "low", "high"]).dropna()
         value, low, high = (100 * rows[key] for key in ("value", "low", "high"))
         place = rows["difficulty"] + 0.012 * np.ptp(levels) * (MODELS.index(role) - 1.5)  # intervals beside each other
-        axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt="o-", color=ROLE_COLOURS[role], capsize=2.5,
-                    elinewidth=0.9, label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
+        axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt=f"{ROLE_MARKERS[role]}-",
+                      color=ROLE_COLOURS[role], capsize=2.5, elinewidth=0.9, label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
     for who, style, name in (("true state", "--", "true state against the label"), ("one reader", ":", "one reader against the other two")):
         rows = data[data["who"] == who].reindex(columns=["difficulty", "value"]).dropna()
         axis.plot(rows["difficulty"], 100 * rows["value"], style, color="black", lw=1, label=name)
@@ -326,7 +326,7 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     for letter, ax, title in zip("bcd", (bars, pointing, gap), titles, strict=True):
         ax.set_title(f"$\\bf{{{letter}}}$  {title}")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    caption(fig, f"Grad-CAM and decision (amber: wrong) on held-out images; bars with 95 % intervals; {_tested(results)}")
+    caption(fig, f"Grad-CAM (white line: half of its maximum) and decision (amber: wrong) on held-out images; bars with 95 % intervals; {_tested(results)}")
     return fig
 
 
@@ -421,12 +421,15 @@ def _gap(ax, results: Results) -> None:
         ax.axvline(edge, color=ROLE_COLOURS[role], lw=1.2)
     for height, model in zip((0.1, -0.75), STUDENTS, strict=True):
         known = results.contrast("accuracy", closed, *(results.role(role) for role in (model, "baseline", "teacher")))
-        if not known or np.isnan(known["value"]):
-            ax.text(0.5, height, "no gap: the teacher\nis not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=7)
+        if known and np.isnan(known["value"]):
+            ax.text(0.5, 0, "no gap: the teacher\nis not better", ha="center", va="center", color=GREY, fontsize=7)
+            break
+        if not known:
+            ax.text(0.5, height, "not yet run", ha="center", va="center", color=GREY, fontsize=7)
             continue
         known.pop("p")
         ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [height, height], color="black", lw=1.4, clip_on=True)
-        ax.plot(np.clip(known["value"], -0.25, 1.25), height, "o", color=ROLE_COLOURS[model], ms=6, clip_on=False)
+        ax.plot(np.clip(known["value"], -0.25, 1.25), height, ROLE_MARKERS[model], color=ROLE_COLOURS[model], ms=6, clip_on=False)
         text = written(known, "gap").split(", SD")[0]
         ax.text(0.5, height + 0.4, text, ha="center", va="center", fontsize=7, bbox=dict(fc="white", ec="none", pad=1))
 
