@@ -165,7 +165,8 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
         value, low, high = (100 * rows[key] for key in ("value", "low", "high"))
         place = rows["difficulty"] + 0.012 * np.ptp(levels) * (MODELS.index(role) - 1.5)  # intervals beside each other
         axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt=f"{ROLE_MARKERS[role]}-",
-                      color=ROLE_COLOURS[role], capsize=2.5, elinewidth=0.9, label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
+                      color=ROLE_COLOURS[role], capsize=2.5, elinewidth=0.9,
+                      label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
     for who, style, name in (("true state", "--", "true state against the label"), ("one reader", ":", "one reader against the other two")):
         rows = data[data["who"] == who].reindex(columns=["difficulty", "value"]).dropna()
         axis.plot(rows["difficulty"], 100 * rows["value"], style, color="black", lw=1, label=name)
