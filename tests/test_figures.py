@@ -145,7 +145,7 @@ def test_confusion_matrix_shows_counts_and_row_percent(runs):
         i, j = int(text.get_position()[1]), int(text.get_position()[0])
         shown[i, j] = int(count)
         if percent:
-            assert percent == f"{100 * expected[i, j] / expected[i].sum():.0f} %"
+            assert percent == f"{100 * expected[i, j] / expected[i].sum():.0f}"
     assert (shown == expected).all() and expected.sum() == len(run.test)
     assert f"{np.trace(expected)} of {expected.sum()} right" in ax.get_title(loc="left")
 

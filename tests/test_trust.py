@@ -258,7 +258,7 @@ def test_figure_draws_the_curves_the_threshold_and_everyone(finished, monkeypatc
     assert len(bars) == 2 and bars[0].lines[0].get_ydata() == pytest.approx([1 - 2 / n]) and bars[0].lines[0].get_xdata() == pytest.approx([0.8])
     drawn_at = {bar.lines[0].get_color(): (bar.lines[0].get_xdata()[0], bar.lines[0].get_ydata()[0]) for bar in curves.containers}
     assert drawn_at[result_figures.ROLE_COLOURS["student"]] == pytest.approx((1, 2 / n))
-    dots = [line for line in stages.lines if line.get_marker() == "."]
+    dots = [line for line in stages.lines if line.get_marker() in ("o", "^")]
     assert sum(len(line.get_xdata()) for line in dots) == n
     assert "virtual patients" in figure.get_suptitle()
     for name, again in (("one", figure), ("two", result_figures.trust_panels(known))):

@@ -30,8 +30,8 @@ check("1", recall_of_first_stage, recall_score(truth, decided, labels=[1], avera
 # %% [markdown]
 # ### Exercise 2 · Quadratic weighted kappa
 #
-# An error of two stages is worse than two errors of one. Write the kappa that says so: with $O$ the confusion matrix, $E$ the matrix that two raters with the same margins
-# would have by chance, and $w_{ij} = (i - j)^2$: $\kappa_w = 1 - \sum w O / \sum w E$.
+# Notebook 01 built this kappa from pairs of readings; papers write it with tables. With $O$ the confusion matrix, $E$ the matrix that two raters with the same margins
+# would have by chance, and $w_{ij} = (i - j)^2$, write $\kappa_w = 1 - \sum w O / \sum w E$.
 
 # %% tags=["stub"]
 def weighted_kappa(truth, decided, stages=5):
@@ -52,23 +52,29 @@ two[:200] = np.clip(one[:200] + 1, 1, 5)
 check("2", weighted_kappa(one, two), cohen_kappa_score(one, two, weights="quadratic"))
 
 # %% [markdown]
-# ### Exercise 3 · An interval of one's own
+# ### Exercise 3 · An interval with two images a patient
 #
-# Draw the held-out images with replacement, as many as there are, and note the accuracy; 2,000 times. Return the 2.5th and the 97.5th percentile. (Each patient here has one image;
-# with several, one would draw patients.)
+# In notebook 01 each patient counted once. Where one has several images, the patient is drawn, and all of the patient's images come along. Note the accuracy of 2,000 such
+# draws; return the 2.5th and the 97.5th percentile. `right` and `patient` have one entry an image. Will the interval be wider or narrower than that of drawn images?
 
 # %% tags=["stub"]
-def interval(right, times=2000, seed=0):
+def interval(right, patient, times=2000, seed=0):
     return float("nan"), float("nan")  # your answer: low, high
 
 # %% tags=["solution"]
-def interval(right, times=2000, seed=0):
+def interval(right, patient, times=2000, seed=0):
     rng = np.random.default_rng(seed)
-    accuracies = [rng.choice(right, len(right)).mean() for _ in range(times)]
+    members = [np.flatnonzero(patient == name) for name in np.unique(patient)]
+    draws = (rng.integers(0, len(members), len(members)) for _ in range(times))
+    accuracies = [right[np.concatenate([members[k] for k in draw])].mean() for draw in draws]
     return np.percentile(accuracies, [2.5, 97.5])
 
+# %% [markdown] tags=["solution"]
+# Wider. A second image of a patient that is right whenever the first is adds no information: 800 images of 400 patients are worth 400.
+
 # %% tags=["check"]
-check("3", interval(np.arange(400) < 300), (0.7075, 0.7925), 0.01)  # 300 of 400 right; from the normal distribution
+right = np.repeat(np.arange(400) < 300, 2)  # 300 of 400 patients right, on both of their images
+check("3", interval(right, np.repeat(np.arange(400), 2)), (0.7075, 0.7925), 0.006)  # from the normal distribution, n = 400
 
 # %% [markdown]
 # ### Exercise 4 · Expected stage

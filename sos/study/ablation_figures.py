@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..choices import GROUPS
-from .figures import CONTROL_COLOUR, GREY, PAGE, ROLE_COLOURS, caption, journal, letters
+from .figures import CONTROL_COLOUR, GREY, PAGE, ROLE_COLOURS, ROLE_MARKERS, caption, journal, letters
 from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, SIGNIFICANT, Table, p_written
 
 TITLES = {"accuracy": "accuracy", "pointing": "Grad-CAM's peak inside the box"}
@@ -44,7 +44,7 @@ def _forest_row(ax, place: int, row: dict, metric: str) -> None:
     if metric == "pointing" and row["role"] == "teacher":
         return
     if not np.isfinite(row[f"{metric}_value"]):
-        ax.text(0, place, NOT_YET, va="center", color=GREY, fontsize=6.5)
+        ax.text(0, place, NOT_YET, va="center", color=GREY, fontsize=7)
         return
     value, low, high = (100 * row[f"{metric}_{key}"] for key in ("value", "low", "high"))
     p, reference = row[f"{metric}_difference_p_holm"], row["setting"] == row["reference"]
@@ -57,7 +57,7 @@ def _forest_row(ax, place: int, row: dict, metric: str) -> None:
         said = f"{p_written(p)}{'' if p < SIGNIFICANT else ', n.s.'}"
     else:
         said = "reference not yet run"
-    ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
+    ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
 
 
 @journal
@@ -80,7 +80,8 @@ def curve(table: Table) -> Figure:
             ax.text(0.5, 0.5, NOT_YET, transform=ax.transAxes, ha="center", color=GREY)
     if gap:
         part = data[data["gap_value"].notna()]
-        _line(axes[-1], part[x], *(part[f"gap_{key}"].clip(*GAP) for key in ("value", "low", "high")), ROLE_COLOURS["student"], "o")
+        closed = (part[f"gap_{key}"].clip(*GAP) for key in ("value", "low", "high"))
+        _line(axes[-1], part[x], *closed, ROLE_COLOURS["student"], ROLE_MARKERS["student"])
         axes[-1].set(ylabel="gap closed by the student", ylim=GAP, yticks=[0, 0.5, 1], yticklabels=["plain 0", "0.5", "teacher 1"])
         for level, role in ((0, "baseline"), (1, "teacher")):
             axes[-1].axhline(level, color=ROLE_COLOURS[role], lw=0.8, ls=":")
@@ -104,8 +105,7 @@ def _lines(data: pd.DataFrame, x: str, other: str | None) -> list[tuple[str, str
     ordered = data.sort_values(x)
     if other is None:
         parts = {role: ordered[ordered["role"] == role] for role in data["role"].unique()}
-        markers = {"teacher": "s", "baseline": "D", "student": "o"}
-        return [(ROLE_NAMES[role], ROLE_COLOURS[role], markers[role], part) for role, part in parts.items()]
+        return [(ROLE_NAMES[role], ROLE_COLOURS[role], ROLE_MARKERS[role], part) for role, part in parts.items()]
     return [(f"{other} = {level:g}", *LEVELS[i % len(LEVELS)], part) for i, (level, part) in enumerate(ordered.groupby(other))]
 
 

@@ -143,7 +143,7 @@ def image_grid(cohort: Cohort, store: PixelStore, pairs: int = 2, size_px: int =
             below.imshow(crop, vmin=0, vmax=1, extent=(0, 1, 1, 0))
             who = cohort.table.loc[row]
             top.text(0.03, 0.03, " ".join(filter(None, [_text(who["sex"]), f"{who['age_y']:.1f} y" if who["age_y"] == who["age_y"] else ""])),
-                     color="white", fontsize=6.5, va="top", path_effects=[withStroke(linewidth=1.5, foreground="black")])
+                     color="white", fontsize=7, va="top", path_effects=[withStroke(linewidth=1.5, foreground="black")])
             side_px = max(store.sizes[row]) * float(spot[0, 2] - spot[0, 0])
             scale_bar(below, side_px * store.spacing_mm[row])
     n = len({row for label in scheme.labels for row in example_rows(cohort, label, pairs)})
@@ -226,7 +226,7 @@ def leaders(ax, landmarks: dict, shape, line: float = 0.062) -> None:
         at = label_places(order, labels, spots, edge, line)
         for name, y in zip(order, at, strict=True):
             ax.annotate(labels[name], spots[name] * (w, h), (edge * w, y * h), ha=align, va="center", fontsize=7, annotation_clip=False,
-                        weight="bold" if name == "joint" else "normal", linespacing=1.0,
+                        weight="bold" if name == "joint" else "normal", linespacing=1.15,
                         arrowprops=dict(arrowstyle="-", color=BOX_COLOUR, lw=0.7, shrinkA=1, shrinkB=0, relpos=(float(edge < 0), 0.5)))
             ax.plot(*(spots[name] * (w, h)), "o", ms=2, color=BOX_COLOUR, mew=0)
 

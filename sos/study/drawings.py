@@ -95,7 +95,7 @@ def point_out(ax, labels: dict, spots: dict) -> None:
     """Labels, name → (text, x, y), each with a thin line to its spot; to the left of the spot they end at x, to its right they begin there."""
     for name, (text, x, y) in labels.items():
         left = x < spots[name][0]
-        ax.annotate(text, spots[name], (x, y), ha="right" if left else "left", va="center", fontsize=7, linespacing=1.0, zorder=9,
+        ax.annotate(text, spots[name], (x, y), ha="right" if left else "left", va="center", fontsize=7, linespacing=1.2, zorder=9,
                     annotation_clip=False, weight="bold" if name == "joint" else "normal",
                     arrowprops=dict(arrowstyle="-", lw=0.6, color="black", shrinkA=1, shrinkB=0, relpos=(float(left), 0.5)))
         ax.plot(*spots[name], "o", ms=2, color="black", mew=0, zorder=9)
@@ -172,7 +172,7 @@ def arrow(ax, start, end, style: str = "-|>", colour: str = "black", width: floa
 
 
 def note(ax, x: float, y: float, text: str, **style) -> None:
-    ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 7, "linespacing": 1.05, **style})
+    ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 7, "linespacing": 1.2, **style})
 
 
 def loss(ax, x: float, y: float, text: str, lines: str) -> None:

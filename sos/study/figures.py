@@ -42,6 +42,7 @@ STYLE = {
 SEX_COLOURS = {"F": "#E69F00", "M": "#0072B2"}
 SEX_NAMES = {"F": "female", "M": "male"}
 ROLE_COLOURS = {"teacher": "#0072B2", "baseline": "#D55E00", "student": "#009E73", "zoom": "#AA4499"}
+ROLE_MARKERS = {"teacher": "o", "baseline": "s", "student": "^", "zoom": "D"}  # for eyes and printers that see no colours
 CONTROL_COLOUR, BOX_COLOUR, GREY = "#BBBBBB", "#56B4E9", "0.45"
 HEAT = "inferno"  # of heat maps
 THIN = {"linewidth": 0.7}
@@ -187,7 +188,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ax.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         for (i, j), count in np.ndenumerate(counts):
             colour = GREY if not count else "white" if percent[i, j] > 62 else "black"
-            ax.text(j, i, f"{count}\n{percent[i, j]:.0f} %" if count else "0", ha="center", va="center", fontsize=7, color=colour)
+            ax.text(j, i, f"{count}\n{percent[i, j]:.0f}" if count else "0", ha="center", va="center", fontsize=7, color=colour)
         ticks = range(len(scheme))
         ax.set_xticks(ticks, scheme.labels)
         rows = [f"{label} {stage}\nn = {n}" for label, stage, n in zip(scheme.labels, scheme.names, counts.sum(1), strict=True)]
@@ -196,7 +197,7 @@ def confusion_matrix(runs: dict[str, Run]) -> Figure:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("experts' stage")
-    caption(fig, f"Counts, % of row; {_of(next(iter(runs.values())))}")
+    caption(fig, f"Counts, below them % of the row; {_of(next(iter(runs.values())))}")
     return fig
 
 
@@ -224,6 +225,7 @@ def error_gallery(study: Study, run: Run, n: int = 8) -> Figure:
         p = case[probability_columns(table)].to_numpy(float)
         drawn = bars.bar(range(len(p)), p, color=colours, width=0.8)
         drawn[int(case["target"])].set(edgecolor="black", linewidth=1.2)
+        bars.plot(int(case["target"]), p[int(case["target"])] + 0.12, "v", color="black", ms=3, clip_on=False)
         bars.set_xticks(range(len(p)), scheme.labels)
         bars.set(ylim=(0, 1), yticks=(0, 0.5, 1), xlabel="stage" if i // columns == lines - 1 else "")
         if i % columns == 0:
@@ -231,7 +233,7 @@ def error_gallery(study: Study, run: Run, n: int = 8) -> Figure:
         else:
             bars.tick_params(labelleft=False)
     what = f"{len(shown)} of {wrong} errors" if wrong else f"No error; the {len(shown)} least certain decisions"
-    caption(fig, f"{what} on held-out images, outlined bar: experts' stage; {_of(run)}")
+    caption(fig, f"{what} on held-out images, triangle: experts' stage; {_of(run)}")
     return fig
 
 
@@ -268,15 +270,18 @@ def cam_steps(picture, features, alpha, cam, n: int = 4) -> Figure:
     axes[-1].set_title("Grad-CAM", loc="center")
     for ax in axes:
         ax.set_axis_off()
-    caption(fig, f"The {n} of {len(alpha)} channels that raise the explained score most, and the sum of all; n = 1")
+    caption(fig, f"The {n} of {len(alpha)} channels that raise the explained score most, each on a scale of its own, and the sum of all; n = 1")
     return fig
 
 
 def overlay(ax, cam, size_px: int, extent=None) -> None:
-    """A heat map (h, w) over the picture on `ax`, as a share of its maximum, more opaque where it is larger."""
+    """A heat map (h, w) over the picture on `ax`, as a share of its maximum, more opaque where it is larger; a white line at half of it."""
     heat = enlarge(cam[None], size_px)[0]
     heat = heat / heat.max().clamp_min(1e-12)
+    extent = extent or (-0.5, size_px - 0.5, size_px - 0.5, -0.5)
     ax.imshow(heat.numpy(), cmap=HEAT, vmin=0, vmax=1, alpha=(0.75 * heat).numpy(), extent=extent)
+    if heat.min() < 0.5 < heat.max():
+        ax.contour(heat.numpy(), [0.5], colors="white", linewidths=0.6, extent=extent, origin="upper")
 
 
 @journal
@@ -303,14 +308,14 @@ def cam_panels(study: Study, teacher: Run, full_image: dict[str, Run], split: st
                 decision, cam = seen[name]
                 overlay(ax, cam[i], size_px, (0, 1, 1, 0))
                 decided = cohort.scheme.labels[int(decision.logits[i].argmax())]
-                ax.set_xlabel(f"stage {decided}, max {float(cam[i].max()):.2g}", fontsize=6.5, labelpad=2)
+                ax.set_xlabel(f"stage {decided}, max {float(cam[i].max()):.2g}", fontsize=7, labelpad=2)
             if i == 0:
                 ax.set_title(name.replace(" network", "\nnetwork"), loc="center")
             ax.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
             ax.spines[:].set_visible(False)
         axes[i, 0].set_ylabel(f"stage {cohort.table.loc[row, 'stage']}")
     bar = fig.colorbar(matplotlib.cm.ScalarMappable(cmap=HEAT), ax=axes, orientation="horizontal", shrink=0.35, aspect=30, pad=0.01)
-    bar.set_label("Grad-CAM over its maximum")
+    bar.set_label("Grad-CAM over its maximum (white line: half of it)")
     caption(fig, f"Held-out images, not augmented; below each map the decision and the map's raw maximum; n = {people(cohort.virtual, len(rows))}")
     return fig
 
@@ -326,7 +331,7 @@ def localisation_bars(table: pd.DataFrame, virtual: bool) -> Figure:
         ax.errorbar(part["value"], part["source"], xerr=[part["value"] - part["low"], part["high"] - part["value"]], fmt="none", ecolor="black",
                     elinewidth=0.8, capsize=2)
         for _, row in part.iterrows():
-            ax.text(row["high"] + 0.03, row["source"], f"{row['value']:.2f}", va="center", fontsize=6.5)
+            ax.text(row["high"] + 0.03, row["source"], f"{row['value']:.2f}", va="center", fontsize=7)
         ax.set(title=title, xlim=(0, 1.15), xticks=np.linspace(0, 1, 5), xlabel="share" if metric != "iou" else "intersection over union")
     axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", length=0)
@@ -344,8 +349,10 @@ def joint_distances(table: pd.DataFrame, virtual: bool) -> Figure:
     for source, part in table.groupby("source", sort=False):
         mm = np.sort(part["joint_mm"].dropna())
         if len(mm):
-            ax.step(np.concatenate([[0], mm]), np.arange(len(mm) + 1) / len(mm), where="post", label=f"{source} (median {np.median(mm):.0f} mm)",
-                    color=GREY if source in CONTROLS else source_colour(source), ls=lines.get(source, "-"), lw=1.1 if source in CONTROLS else 1.6)
+            look = {"color": GREY, "ls": lines[source], "lw": 1.1} if source in CONTROLS else {
+                "color": source_colour(source), "lw": 1.6, "marker": source_marker(source), "ms": 4, "markevery": (1, max(1, len(mm) // 6))}
+            shares, name = np.arange(len(mm) + 1) / len(mm), f"{source} (median {np.median(mm):.0f} mm)"
+            ax.step(np.concatenate([[0], mm]), shares, where="post", label=name, **look)
     ax.set(xlabel="distance from the peak to the centre of the joint (mm)", ylabel="held-out images", ylim=(0, 1.01), xlim=(0, None))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     if ax.lines:
@@ -356,6 +363,11 @@ def joint_distances(table: pd.DataFrame, virtual: bool) -> Figure:
     which = "" if known == table["patient_id"].nunique() else " whose images have a known spacing"
     caption(fig, f"How far from the joint attention peaks; n = {people(virtual, known)} held out{which}")
     return fig
+
+
+def source_marker(name: str) -> str:
+    """The marker of a network's line."""
+    return next((ROLE_MARKERS[role] for role, spoken in ROLE_NAMES.items() if spoken == name), "x")
 
 
 def source_colour(name: str) -> str:

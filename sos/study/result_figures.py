@@ -17,7 +17,7 @@ from . import attention, cohort_figures, difficulty, figures, trust, zoom_figure
 from .ablation_figures import ablation_figures
 from .ablations import ablation
 from .attention import look, still_pictures, windows
-from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, SEX_COLOURS, SEX_NAMES, caption, draw_box,
+from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_MARKERS, SEX_COLOURS, SEX_NAMES, caption, draw_box,
                       example_rows, journal, letters, overlay, people, tight)
 from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, STUDENTS, Results, Table, closed, over_seeds, summarise, written
 from .runs import Run
@@ -82,7 +82,7 @@ def aligned_window(plane: torch.Tensor, window: torch.Tensor, inside: torch.Tens
     axes[0].set(title="map of the frame, and the window", xticks=[0, width], yticks=[0, height])
     axes[1].imshow(inside.numpy(), **scale)
     for (i, j), value in np.ndenumerate(inside.numpy()):
-        axes[1].text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6.5)
+        axes[1].text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes[1].set(title="sampled inside the window", xticks=[], yticks=[])
     return fig
 
@@ -130,7 +130,7 @@ def loss_terms(runs: list[Run]) -> Figure:
             ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, lw=0)
         ax.set(title=f"{name}: {titles[name]}", xlabel="epoch", ylim=(0, 1.08 * max(by_epoch.max().max(), 1e-6)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("mean over training images")
+    axes[0].set_ylabel("mean over training images (nats)")
     letters(axes)
     caption(fig, f"The terms in training, unweighted, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; weights "
                  + ", ".join(f"{getattr(config, name.replace('L', 'w')):g}" for name in terms))
@@ -164,8 +164,9 @@ def difficulty_curve(study: Study, table: Table, labels: tuple[int, ...] = (2, 4
         rows = data[data["who"] == ROLE_NAMES[role]].reindex(columns=["difficulty", "value", "low", "high"]).dropna()
         value, low, high = (100 * rows[key] for key in ("value", "low", "high"))
         place = rows["difficulty"] + 0.012 * np.ptp(levels) * (MODELS.index(role) - 1.5)  # intervals beside each other
-        axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt="o-", color=ROLE_COLOURS[role], capsize=2.5,
-                    elinewidth=0.9, label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
+        axis.errorbar(place, value, [(value - low).clip(lower=0), (high - value).clip(lower=0)], fmt=f"{ROLE_MARKERS[role]}-",
+                      color=ROLE_COLOURS[role], capsize=2.5, elinewidth=0.9,
+                      label=ROLE_NAMES[role] if len(rows) else f"{ROLE_NAMES[role]}: not yet run")
     for who, style, name in (("true state", "--", "true state against the label"), ("one reader", ":", "one reader against the other two")):
         rows = data[data["who"] == who].reindex(columns=["difficulty", "value"]).dropna()
         axis.plot(rows["difficulty"], 100 * rows["value"], style, color="black", lw=1, label=name)
@@ -204,7 +205,7 @@ def trust_panels(results: Results) -> Figure:
         ax.text(0.5, 0.5, NOT_YET, ha="center", va="center", color=GREY, transform=ax.transAxes)
     letters(axes)
     aims = " and ".join(f"{100 * aim:g} % ({mark})" for aim, mark in zip(trust.TARGETS, ("filled", "open"), strict=True))
-    caption(fig, f"Held-out images, 95 % intervals; temperature, and thresholds (dots) for {aims} right answers, from the validation split; "
+    caption(fig, f"Held-out images, 95 % intervals; temperature, and thresholds (with bars) for {aims} right answers, from the validation split; "
                  f"{_tested(results)}")
     return fig
 
@@ -235,6 +236,7 @@ def _risk_coverage(ax, results: Results, first: int = 10) -> None:
             if order == "confidence" or role == "zoom":
                 kept = np.arange(1, len(risks[0]) + 1) / len(risks[0])
                 ax.plot(kept[first - 1:], np.mean(risks, 0)[first - 1:], style, color=ROLE_COLOURS[role], lw=1.3 if order == "confidence" else 0.8,
+                        marker=ROLE_MARKERS[role] if order == "confidence" else None, ms=3.5, markevery=0.17,
                         label=ROLE_NAMES[role] if order == "confidence" else f"two-look student, {order} order")
         known = {name: over_seeds(values) for name, values in results.trusted(runs).items()}
         for aim, fill in zip(trust.TARGETS, (ROLE_COLOURS[role], "white"), strict=True):
@@ -242,8 +244,8 @@ def _risk_coverage(ax, results: Results, first: int = 10) -> None:
                 continue
             coverage, right = summarise(known[f"coverage_{100 * aim:.0f}"]), summarise(known[f"kept_{100 * aim:.0f}"])
             ax.errorbar(coverage["value"], 1 - right["value"], [[right["high"] - right["value"]], [right["value"] - right["low"]]],
-                        [[coverage["value"] - coverage["low"]], [coverage["high"] - coverage["value"]]], fmt="o", color=ROLE_COLOURS[role], ms=5,
-                        mfc=fill, mew=0.9, elinewidth=0.8, zorder=4)
+                        [[coverage["value"] - coverage["low"]], [coverage["high"] - coverage["value"]]], fmt=ROLE_MARKERS[role],
+                        color=ROLE_COLOURS[role], ms=5, mfc=fill, mew=0.9, elinewidth=0.8, zorder=4)
     for aim, style in zip(trust.TARGETS, ("-", "--"), strict=True):
         ax.axhline(1 - aim, color="black", lw=0.6, ls=style)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="answers kept, the surest first", ylabel="wrong among those kept", title="does it know when it errs?")
@@ -260,12 +262,12 @@ def _stage_by_age(ax, runs: list[Run], ages: pd.DataFrame | None) -> None:
     stage = np.mean([pd.Series(trust.expected_stage(run.test, labels, run.image_temperature), run.test["image"])[table["image"]]
                      for run in runs], 0)
     table = table.assign(expected=stage).join(ages, on="image").dropna(subset=["age_y", "sex"])
-    for sex, colour in SEX_COLOURS.items():
+    for (sex, colour), marker, line in zip(SEX_COLOURS.items(), "o^", ("-", "--"), strict=True):
         part = table[table["sex"] == sex]
-        ax.plot(part["age_y"], part["expected"], ".", color=colour, ms=3.5, mew=0, alpha=0.6, label=f"{SEX_NAMES[sex]}, n = {len(part)}")
+        ax.plot(part["age_y"], part["expected"], marker, color=colour, ms=3, mew=0, alpha=0.6, label=f"{SEX_NAMES[sex]}, n = {len(part)}")
         by_year = part.groupby(part["age_y"] // 1)["stage"].agg(["mean", "size"])
         by_year = by_year["mean"].where(by_year["size"] >= 3).dropna()
-        ax.plot(by_year.index + 0.5, by_year, color=colour, lw=1.4)
+        ax.plot(by_year.index + 0.5, by_year, line, color=colour, lw=1.4)
     ax.plot([], [], color=GREY, lw=1.4, label="label's mean")
     ax.set(ylim=(labels[0] - 0.15, labels[-1] + 0.15), yticks=labels)
     _legend_below(ax)
@@ -273,7 +275,7 @@ def _stage_by_age(ax, runs: list[Run], ages: pd.DataFrame | None) -> None:
 
 def _legend_below(ax) -> None:
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper left", bbox_to_anchor=(-0.15, -0.24), borderaxespad=0, handlelength=1.8)
+        ax.legend(loc="upper left", bbox_to_anchor=(-0.15, -0.27), borderaxespad=0, handlelength=1.8)
 
 
 def _percent(ax) -> None:
@@ -325,7 +327,7 @@ def main_result(study: Study, results: Results, size_px: int = 320) -> Figure:
     for letter, ax, title in zip("bcd", (bars, pointing, gap), titles, strict=True):
         ax.set_title(f"$\\bf{{{letter}}}$  {title}")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    caption(fig, f"Grad-CAM and decision (amber: wrong) on held-out images; bars with 95 % intervals; {_tested(results)}")
+    caption(fig, f"Grad-CAM (white line: half of its maximum) and decision (amber: wrong) on held-out images; bars with 95 % intervals; {_tested(results)}")
     return fig
 
 
@@ -391,7 +393,7 @@ def _bars(ax, results: Results, metric: str, roles: tuple[str, ...] = MODELS, co
         bars.append((control.replace(" ", "\n"), CONTROL_COLOUR, summarise(known[control][metric]) if known else {}, {}))
     for place, (_, colour, known, runs) in enumerate(bars):
         if not known:
-            ax.text(place, 0.02, "not yet run", rotation=90, ha="center", fontsize=6.5, color=GREY)
+            ax.text(place, 0.02, "not yet run", rotation=90, ha="center", fontsize=7, color=GREY)
             continue
         value, low, high = (known[key] for key in ("value", "low", "high"))
         lowest = min(lowest, low)
@@ -420,12 +422,15 @@ def _gap(ax, results: Results) -> None:
         ax.axvline(edge, color=ROLE_COLOURS[role], lw=1.2)
     for height, model in zip((0.1, -0.75), STUDENTS, strict=True):
         known = results.contrast("accuracy", closed, *(results.role(role) for role in (model, "baseline", "teacher")))
-        if not known or np.isnan(known["value"]):
-            ax.text(0.5, height, "no gap: the teacher is not better" if known else "not yet run", ha="center", va="center", color=GREY, fontsize=6.5)
+        if known and np.isnan(known["value"]):
+            ax.text(0.5, 0, "no gap: the teacher\nis not better", ha="center", va="center", color=GREY, fontsize=7)
+            break
+        if not known:
+            ax.text(0.5, height, "not yet run", ha="center", va="center", color=GREY, fontsize=7)
             continue
         known.pop("p")
         ax.plot(np.clip([known["low"], known["high"]], -0.25, 1.25), [height, height], color="black", lw=1.4, clip_on=True)
-        ax.plot(np.clip(known["value"], -0.25, 1.25), height, "o", color=ROLE_COLOURS[model], ms=6, clip_on=False)
+        ax.plot(np.clip(known["value"], -0.25, 1.25), height, ROLE_MARKERS[model], color=ROLE_COLOURS[model], ms=6, clip_on=False)
         text = written(known, "gap").split(", SD")[0]
         ax.text(0.5, height + 0.4, text, ha="center", va="center", fontsize=7, bbox=dict(fc="white", ec="none", pad=1))
 

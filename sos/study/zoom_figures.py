@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torchvision.ops import box_iou
 
 from ..method.cam import class_score, grad_cam
@@ -43,15 +42,14 @@ def two_looks(study: Study, run: Run, most: int = 4) -> Figure:
             axes[i, j].set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
             axes[i, j].spines[:].set_visible(False)
         draw_box(axes[0, j], boxes[j])
-        x0, y0, x1, y1 = seen.window[j].tolist()
-        axes[0, j].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=ROLE_COLOURS["zoom"], lw=1.4))
+        draw_box(axes[0, j], seen.window[j], edgecolor=ROLE_COLOURS["zoom"], linewidth=1.8, linestyle=(0, (3, 1.2)))
         overlay(axes[2, j], cams[j], config.window_px, (0, 1, 1, 0))
         overlap = float(box_iou(seen.window[j:j + 1], experts[j:j + 1]))
         axes[0, j].set_title(f"stage {true}; IoU {overlap:.2f}", loc="center")
         axes[2, j].set_xlabel(f"network: stage {decided}", fontsize=7)
     for ax, name in zip(axes[:, 0], (f"glance, {config.glance_px} px", f"gaze, {config.window_px} px", "Grad-CAM on the gaze"), strict=True):
         ax.set_ylabel(name)
-    caption(fig, f"Held-out images; blue: expert's box, purple: the window that the network chose; IoU: with the teacher's window; "
+    caption(fig, f"Held-out images; blue: expert's box, purple, dashed: the window that the network chose; IoU: with the teacher's window; "
                  f"n = {people(cohort.virtual, len(rows))}")
     return fig
 
