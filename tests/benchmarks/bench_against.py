@@ -6,7 +6,8 @@
 - A distillation step against the loops of fasterai and torchdistill: what all three can do, which is cross-entropy and the KL of image logits, of a
   student and a teacher that see the same frames, which lie in memory as batches.
 - An epoch of training batches from a folder of DICOM files, the second one, against fastai.medical.imaging: the plain network's frames and labels.
-- From files to stages: `sos predict` against the detector and the crop teacher of this study behind the same reader, both for an image and its mirror.
+- From files to stages: `sos predict` against the detector and the crop teacher of this study behind the same reader, both for an image and its mirror
+  image; there is no trained detector to ship, so that theirs have random weights, which cost as much, and only their number of answers is checked.
 
 Each compared result is checked to be the same before its time counts. What is compared with is no dependency of this project: `requirements.txt`
 beside this file holds it, and a library that is missing gives a row that says so.
@@ -32,6 +33,7 @@ from fastai.data.load import DataLoader
 from fastai.data.transforms import IndexSplitter, ToTensor
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import defaults
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from measure import Bench, Goal, Ratio, bench, in_turns
@@ -229,7 +231,8 @@ class Torchdistill(Taught):
         logits = {f"{whose}_module_{what}": name for whose in ("student", "teacher") for what, name in (("path", "."), ("io", "output"))}
         loss = {"key": "KDLoss", "kwargs": {**logits, "temperature": TEMPERATURE, "alpha": 0.5, "reduction": "batchmean"}}
         adam = {"lr": LR, "betas": (0.9, 0.99), "eps": 1e-5, "weight_decay": self.config.weight_decay}
-        config = {"num_epochs": 1, "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"}, "student": {"forward_proc": "forward_batch_only"},
+        forward = {"forward_proc": "forward_batch_only"}
+        config = {"num_epochs": 1, "teacher": {"requires_grad": False, **forward}, "student": forward,
                   "optimizer": {"key": "AdamW", "max_grad_norm": CLIP, "kwargs": adam},
                   "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}}}}
         box = peer("torchdistill.core.distillation").DistillationBox
@@ -285,10 +288,10 @@ def dicom(run: Bench) -> tuple[float, str]:
     fitted = Resize(config.frame_px, method="pad", pad_mode="zeros")
     block = DataBlock((ImageBlock(medical.PILDicom), CategoryBlock), get_items=lambda _: [*files, files[0]], get_y=lambda file: stage[file],
                       splitter=IndexSplitter([len(files)]), item_tfms=fitted,
-                      batch_tfms=aug_transforms(do_flip=False, max_rotate=config.rotate_deg, min_zoom=np.exp(-config.zoom), max_zoom=np.exp(config.zoom),
-                                                max_warp=0, max_lighting=config.gain))
+                      batch_tfms=aug_transforms(do_flip=False, max_rotate=config.rotate_deg, min_zoom=np.exp(-config.zoom),
+                                                max_zoom=np.exp(config.zoom), max_warp=0, max_lighting=config.gain, p_affine=1, p_lighting=1))
     theirs = {f"workers_{n}": block.dataloaders(run.folder, bs=config.batch_size, num_workers=n, device=torch.device(run.device)).train
-              for n in (0, run_workers())}
+              for n in (0, defaults.cpus)}  # fastai's own number of processes is that of the cores
     # ours
     store = open_store(cohort, run.folder / "cache", get_profile(run.profile).native_px)
     rows = np.arange(len(files))
@@ -305,15 +308,9 @@ def dicom(run: Bench) -> tuple[float, str]:
 
     took = in_turns(max(2, run.rounds // 5), run.wait, ours=lambda: epoch(ours), **{name: partial(epoch, loader) for name, loader in theirs.items()})
     best = min(theirs, key=took.get)
-    return took[best] / took["ours"], (f"{ms(took[best], len(files))} (with {best.removeprefix('workers_')} workers, its best) over {ms(took['ours'], len(files))} "
-                                       f"ms an image; {len(files)} files, {config.frame_px} px, {config.batch_size} at once")
-
-
-def run_workers() -> int:
-    """fastai's own number of processes that read."""
-    from fastai.torch_core import defaults
-
-    return defaults.cpus
+    note = (f"{ms(took[best], len(files))} (with {best.removeprefix('workers_')} workers, its best) over {ms(took['ours'], len(files))} ms an image; "
+            f"{len(files)} files, {config.frame_px} px, {config.batch_size} at once")
+    return took[best] / took["ours"], note
 
 
 def check_alike(frame: np.ndarray, picture: np.ndarray, size: np.ndarray) -> None:
@@ -373,9 +370,11 @@ def pipeline(run: Bench) -> tuple[float, str]:
     def theirs(mirror):
         assert len(other.predict(files, mirror)) == len(files)
 
-    took = in_turns(max(2, run.rounds // 8), ours=ours, theirs=lambda: theirs(True), plain=lambda: theirs(False), read=lambda: [read_image(f) for f in files])
-    note = (f"{ms(took['theirs'], len(files))} over {ms(took['ours'], len(files))} ms a file, of which reading {ms(took['read'], len(files))}; the detector "
-            f"without mirror images {ms(took['plain'], len(files))}; {len(files)} files, fp32")
+    took = in_turns(max(2, run.rounds // 8), ours=ours, theirs=lambda: theirs(True), plain=lambda: theirs(False),
+                    read=lambda: [read_image(file) for file in files])
+    a_file = {name: ms(seconds, len(files)) for name, seconds in took.items()}
+    note = (f"{a_file['theirs']} over {a_file['ours']} ms a file; reading alone {a_file['read']}, the detector without mirror images "
+            f"{a_file['plain']}; {len(files)} files, fp32")
     return took["theirs"] / took["ours"], note
 
 

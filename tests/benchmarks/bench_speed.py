@@ -80,12 +80,15 @@ def training(run: Bench) -> list[Ratio]:
         for _ in range(BATCHES):
             step.taught(*batch)
 
-    took = in_turns(run.rounds, run.wait, batch=lambda: loader.views(rows), plain=lambda: step.plain(frame, target), taught=lambda: step.taught(*batch))
+    took = in_turns(run.rounds, run.wait, batch=lambda: loader.views(rows), plain=lambda: step.plain(frame, target),
+                    taught=lambda: step.taught(*batch))
     took |= in_turns(max(2, run.rounds // 4), run.wait, epoch=epoch, same=same)
     took |= {name: took[name] / BATCHES for name in ("epoch", "same")}
     an_image = {name: f"{1e3 * seconds / config.batch_size:.2f}" for name, seconds in took.items()}
-    size = f"ms an image; {config.backbone}, {config.frame_px} and {teacher.window_px} px, {config.batch_size} at once, {'bf16' if step.net.bf16 else 'fp32'}"
-    return [Ratio("making a batch over a distillation step", took["batch"] / took["taught"], note=f"{an_image['batch']} over {an_image['taught']} {size}"),
+    precision = "bf16" if step.net.bf16 else "fp32"
+    size = f"ms an image; {config.backbone}, {config.frame_px} and {teacher.window_px} px, {config.batch_size} at once, {precision}"
+    return [Ratio("making a batch over a distillation step", took["batch"] / took["taught"],
+                  note=f"{an_image['batch']} over {an_image['taught']} {size}"),
             LOADER.got(took["same"] / took["epoch"], f"{an_image['epoch']} against {an_image['same']} {size}", run.device),
             TEACHING.got(took["taught"] / took["plain"], f"{an_image['taught']} over {an_image['plain']} {size}", run.device)]
 

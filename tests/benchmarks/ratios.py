@@ -44,7 +44,8 @@ def measured(run: Bench) -> list[Ratio]:
 
 def as_frame(rows: list[Ratio], device: str) -> pd.DataFrame:
     """One row a ratio: what, device, value (empty: not measured), sense, target, note."""
-    return pd.DataFrame([{"what": row.what, "device": device, "value": row.value, "sense": row.sense, "target": row.target, "note": row.note} for row in rows])
+    return pd.DataFrame([{"what": row.what, "device": device, "value": row.value, "sense": row.sense, "target": row.target, "note": row.note}
+                         for row in rows])
 
 
 def saved(path: Path) -> pd.DataFrame:
