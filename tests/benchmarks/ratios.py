@@ -3,7 +3,7 @@
     python tests/benchmarks/ratios.py [--publish] [--quick]
 
 It runs what `bench_speed.py`, `bench_against.py` and `bench_start.py` measure, on the cores and, where there is one, on the GPU with the networks of
-the profile paper; about ten minutes on two cores that do nothing else. What it compares with is in `requirements.txt` beside this file. `--publish`
+the profile paper; some minutes on two cores that do nothing else. What it compares with is in `requirements.txt` beside this file. `--publish`
 saves the table with the record of the machine in `figures/speed` and shows it in the README; rows of another device that were saved before stay.
 `--quick` takes few turns of small networks: to see that all works, its figures mean nothing.
 """
