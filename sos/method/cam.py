@@ -51,15 +51,14 @@ def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str
     with torch.no_grad():
         picture, window = net.view(x)
         features = map_of(net, picture, layer)
-        if layer == "last" and not (net.head.training and net.head.dropout.p):
-            look = net.judge(features)
-            target = look.logits.argmax(1) if target is None else target
-            cam = weighted(alpha_of_head(net.head, target, features[0, 0].numel()), features)
-            return look._replace(window=window), over_picture(cam, window)
-    with torch.enable_grad():
-        look = judge_map(net, features.requires_grad_(), layer)
+    known = layer == "last" and not (net.head.training and net.head.dropout.p)
+    with torch.set_grad_enabled(not known):
+        look = judge_map(net, features.requires_grad_(not known), layer)
         target = look.logits.argmax(1) if target is None else target
-        cam = grad_cam(features, class_score(look.logits, target)).detach()
+        if known:
+            cam = weighted(alpha_of_head(net.head, target, features[0, 0].numel()), features)
+        else:
+            cam = grad_cam(features, class_score(look.logits, target)).detach()
     seen = (look.features.detach(), look.spatial.detach(), look.logits.detach())
     return type(look)(*seen, window), over_picture(cam, window)
 
