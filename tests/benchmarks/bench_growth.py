@@ -4,11 +4,11 @@
 
 Each point is measured in a process of its own. *Peak* memory is the most that was resident (getrusage), memory-mapped files included, which the
 system takes back when it needs the room; *own* memory is what the process and its workers hold and nobody can take back (anonymous pages,
-looked at every twentieth of a second), less what was held before the stage began. A stage that streams has own memory that stays flat.
+looked at fifty times a second), less what was held before the stage began. A stage that streams has own memory that stays flat.
 
 Patients: 100, 300, 1000, 3000, 10000 … up to `--up-to`. The cohort is drawn up to `--draw-up-to`; beyond, a manifest repeats its files as hard
 links under names of their own, which costs reading, decoding and computing as other patients would. Drawing and the audit, which would find
-the repeats, are measured on drawn patients only. Metrics, which see no image, are measured on made-up answers.
+the repeats and takes longest, are measured on drawn patients only, the audit up to `--audit-up-to`. Metrics, which see no image, are measured on made-up answers.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from sos.study.runs import machine_record
 
 PATIENTS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 SIZES = (96, 192, 384, 768)
-STAGES = {"draw": "draw the cohort", "store": "decode to the store", "loader": "an epoch of batches", "audit": "audit", "evaluate": "evaluate held-out",
-          "metrics": f"metrics, {RESAMPLES:,} resamples"}
-DRAWN_ONLY = ("draw", "audit")
+STAGES = {"draw": "draw the cohort", "store": "decode to the store", "loader": "an epoch of batches", "audit": "audit",
+          "evaluate": "evaluate held-out", "metrics": f"metrics, {RESAMPLES:,} resamples"}
+GROWS_MIB = 16  # more own memory at the largest point than at the smallest than that: it grows; less is what allocators and buffers do
 FLAT = 0.15  # exponents of own memory whose interval lies above are told as growth
 
 # --- the points ----------------------------------------------------------------------------------------------------------------
@@ -44,7 +44,8 @@ def measured(*points: dict) -> list[dict]:
     """Each point by a process of its own, all at once. Raises CalledProcessError where one fails, after its own message."""
     script = str(Path(__file__).with_name("stages.py"))
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    processes = [subprocess.Popen([sys.executable, script, json.dumps(point)], stdout=subprocess.PIPE, text=True, env=environment) for point in points]
+    processes = [subprocess.Popen([sys.executable, script, json.dumps(point)], stdout=subprocess.PIPE, text=True, env=environment)
+                 for point in points]
     answers = [process.communicate()[0] for process in processes]
     for process in processes:
         if process.returncode:
@@ -72,8 +73,8 @@ def repeated(manifest: Path, folder: Path, patients: int) -> Path:
     return folder / "manifest.csv"
 
 
-def against_patients(measure: Callable, counts: list[int], drawn: int, native_px: int, folder: Path) -> pd.DataFrame:
-    """All stages at each number of patients; the cohort is drawn up to `drawn`, and beyond it repeated."""
+def against_patients(measure: Callable, counts: list[int], drawn: int, audited: int, native_px: int, folder: Path) -> pd.DataFrame:
+    """All stages at each number of patients; the cohort is drawn up to `drawn`, audited up to `audited`, and repeated beyond."""
     rows, largest = [], None
     for patients in counts:
         if patients <= drawn:
@@ -84,7 +85,7 @@ def against_patients(measure: Callable, counts: list[int], drawn: int, native_px
         manifest = repeated(largest, folder / f"all{patients}", patients)
         files = {"manifest": str(manifest), "cache": str(folder / f"cache{patients}"), "native_px": native_px}
         for stage in ("store", "loader", "audit", "evaluate", "metrics"):
-            if stage in DRAWN_ONLY and patients > drawn:
+            if stage == "audit" and patients > min(drawn, audited):
                 continue
             given = {"audit": {"manifest": str(manifest)}, "metrics": {"patients": patients}}.get(stage, files)
             rows.append({"stage": stage, "x": patients, "repeats": patients > drawn and stage != "metrics", **measure({"stage": stage, **given})[0]})
@@ -115,11 +116,11 @@ def against_devices(measure: Callable, most: int, patients: int, steps: int, tur
 
 
 def fits(data: pd.DataFrame) -> pd.DataFrame:
-    """Fitted exponents of time and of own memory, where there are three points; stages that hold less than 1 MiB more at their largest than at their
-    smallest point have none of memory: nothing there grows."""
+    """Fitted exponents of time and of own memory, where there are three points; of memory only for stages that hold at least GROWS_MIB more at their
+    largest point than at their smallest."""
     rows = []
     for (series, stage), part in data[data["series"] != "devices"].groupby(["series", "stage"], sort=False):
-        grows = np.ptp(part["own_mib"]) >= 1
+        grows = part["own_mib"].iloc[-1] - part["own_mib"].iloc[0] >= GROWS_MIB
         for quantity, column in (("time", "seconds"), ("memory", "own_mib")):
             known = part[part[column] > 0]
             if len(known) >= 3 and (quantity == "time" or grows):
@@ -138,9 +139,10 @@ def growth_table(data: pd.DataFrame, machine: dict) -> Table:
                           "time, s": [f"{value:.3g}" for value in data["seconds"]], "own memory, MiB": [f"{value:.0f}" for value in data["own_mib"]],
                           "peak resident, MiB": [f"{value:.0f}" for value in data["peak_mib"]],
                           "files": ["repeated" if value is True else "" for value in data["repeats"]]})
-    notes = (f"Virtual patients; {machine_line(machine)}. Each point in a process of its own. Own memory: what the process and its workers hold above what was "
-             "held before, and nobody can take back; peak resident: with memory-mapped files, the program itself (some hundreds of MiB) included.",
-             f"Evaluated: {HELD_OUT:.0%} of the patients, as a study holds out; metrics: {TESTED:.0%}, made-up answers. Repeated: hard links to fewer drawn files.",
+    notes = (f"Virtual patients; {machine_line(machine)}. Each point in a process of its own. Own memory: what the process and its workers hold "
+             "above what was held before, and nobody can take back; peak resident: with memory-mapped files and the program itself.",
+             f"Evaluated: {HELD_OUT:.0%} of the patients, as a study holds out; metrics: {TESTED:.0%}, made-up answers. Repeated: hard links to "
+             "fewer drawn files.",
              "Image size: an image of a batch of 8. Processes: for runs at once, seconds of all over their number.")
     return Table("growth", "What each stage costs", data, shown, notes)
 
@@ -148,44 +150,52 @@ def growth_table(data: pd.DataFrame, machine: dict) -> Table:
 def fit_table(found: pd.DataFrame) -> Table:
     shown = pd.DataFrame({"against": found["series"].map(AXES), "stage": found["stage"].map(NAMES), "quantity": found["quantity"],
                           "exponent (95 % interval)": found["shown"], "points": found["points"]})
-    notes = ("Least squares on logarithms: 1 grows in proportion, 0 stays flat. Memory: own memory; a stage without a row holds no more at its largest point.",)
+    notes = ("Least squares on logarithms: 1 grows in proportion, 0 stays flat. Memory: own memory; a stage without a row holds less than "
+             f"{GROWS_MIB} MiB more at its largest point than at its smallest.",)
     return Table("growth_fits", "How cost grows: fitted exponents", found.drop(columns="shown"), shown, notes)
 
 
 @journal
 def growth_figure(data: pd.DataFrame, found: pd.DataFrame, machine: dict) -> Figure:
-    """Time and own memory against patients; time and memory against image size; speed-up against processes."""
-    fig, axes = plt.subplots(2, 2, figsize=(PAGE, 6.4))
-    panels = ((axes[0, 0], "patients", "seconds", "time, s", "time"), (axes[0, 1], "patients", "own_mib", "own memory, MiB", "memory"),
-              (axes[1, 0], "size", "seconds", "time an image, s", "time"))
-    for ax, series, column, label, quantity in panels:
-        for number, (stage, part) in enumerate(data[data["series"] == series].groupby("stage", sort=False)):
-            fit = found[(found["series"] == series) & (found["stage"] == stage) & (found["quantity"] == quantity)]
-            said = f"exponent {fit['shown'].iloc[0]}" if len(fit) else "flat" if quantity == "memory" else "no fit"
-            ax.plot(part["x"], part[column].clip(lower=0.5) if quantity == "memory" else part[column], color=COLOURS[number], marker=MARKERS[number],
-                    label=f"{NAMES[stage]}: {said}")
-        ax.set(xscale="log", yscale="log", xlabel=AXES[series], ylabel=label)
-        if series == "size":
-            ax.set_xticks(sorted(data.loc[data["series"] == series, "x"].unique()), labels=sorted(data.loc[data["series"] == series, "x"].unique()), minor=False)
-            ax.minorticks_off()
-        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=1)
-    axes[0, 0].set_title("Time of each stage")
-    axes[0, 1].set_title("Memory that it holds (flat: it streams)")
-    axes[1, 0].set_title("A plain network's step, by image size")
-    ax, part = axes[1, 1], data[data["series"] == "devices"]
-    most = part["x"].max()
-    ax.plot([1, most], [1, most], color="0.6", linestyle="--", label="as many times as fast")
-    for number, (stage, rows) in enumerate(part.groupby("stage", sort=False)):
+    """Time and own memory against patients; both of a training step and a prediction against image size; work done against processes."""
+    fig, axes = plt.subplot_mosaic("AAABBB;CCDDEE", figsize=(PAGE, 6.4))
+    panels = (("A", "patients", "time", "time, s", "Time of each stage"), ("B", "patients", "memory", "own memory, MiB", "Memory that it holds"),
+              ("C", "size", "time", "time an image, s", "Time, by image size"), ("D", "size", "memory", "own memory, MiB", "Memory, by image size"))
+    for letter, series, quantity, label, title in panels:
+        _growth(axes[letter], data[data["series"] == series], found[(found["series"] == series) & (found["quantity"] == quantity)], quantity)
+        axes[letter].set(xlabel=AXES[series], ylabel=label)
+    _at_work(axes["E"], data[data["series"] == "devices"])
+    for (letter, ax), title in zip(axes.items(), (*(panel[-1] for panel in panels), "Cores at work"), strict=True):
+        ax.set_title(f"$\\bf{{{letter.lower()}}}$  {title}")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), handlelength=1.6)
+    top, repeats = data.loc[data["series"] == "patients", "x"].max(), data.loc[data["repeats"].eq(True), "x"]
+    said = f" From {repeats.min():,} on the files of fewer drawn ones, repeated." if len(repeats) else ""
+    caption(fig, f"How cost grows, up to {top:,} virtual patients; {machine_line(machine)}. Beside the names: exponent (95 % interval).{said}")
+    return fig
+
+
+def _growth(ax, data: pd.DataFrame, found: pd.DataFrame, quantity: str) -> None:
+    """A line a stage on logarithms, its exponent beside its name; memory below 1 MiB is drawn as 1."""
+    for number, (stage, part) in enumerate(data.groupby("stage", sort=False)):
+        fit = found[found["stage"] == stage]
+        said = fit["shown"].iloc[0] if len(fit) else "flat" if quantity == "memory" and len(part) >= 3 else "no fit"
+        values = part["seconds"] if quantity == "time" else part["own_mib"].clip(lower=1)
+        ax.plot(part["x"], values, color=COLOURS[number], marker=MARKERS[number], label=f"{NAMES[stage]}: {said}")
+    places = sorted(data["x"].unique())
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(places, labels=[f"{place:,}" for place in places])
+    ax.minorticks_off()
+
+
+def _at_work(ax, data: pd.DataFrame) -> None:
+    """How many times as much work is done in the same time."""
+    most = data["x"].max()
+    ax.plot([1, most], [1, most], color="0.6", linestyle="--", label="in proportion")
+    for number, (stage, rows) in enumerate(data.groupby("stage", sort=False)):
         speed = rows["seconds"].iloc[0] / rows["seconds"]
         name = {"draw": "drawing", "runs": "training runs"}[stage]
         ax.plot(rows["x"], speed, color=COLOURS[number], marker=MARKERS[number], label=f"{name}: {speed.iloc[-1]:.2f} × with {most}")
-    ax.set(xlabel=AXES["devices"], ylabel="work done in the same time, times", xticks=sorted(part["x"].unique()), title="Cores at work", ylim=0)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2))
-    top = data.loc[data["series"] == "patients", "x"].max()
-    repeats = data.loc[data["repeats"] == True, "x"]  # noqa: E712
-    said = f" From {repeats.min():,} on the files of fewer drawn ones, repeated." if len(repeats) else ""
-    caption(fig, f"How cost grows, up to {top:,} virtual patients; {machine_line(machine)}. In brackets: 95 % interval.{said}")
-    return fig
+    ax.set(xlabel=AXES["devices"], ylabel="work in the same time, times", xticks=sorted(data["x"].unique()), ylim=0)
 
 
 def grown(found: pd.DataFrame) -> list[str]:
@@ -198,10 +208,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--up-to", type=int, default=3000, help="patients (default: %(default)s)")
     parser.add_argument("--draw-up-to", type=int, default=3000, help="patients that are drawn, the others repeat their files (default: %(default)s)")
+    parser.add_argument("--audit-up-to", type=int, default=3000, help="patients that are audited (default: %(default)s)")
     parser.add_argument("--native-px", type=int, default=768, help="longer side of a stored image (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sides of images, px (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the steps (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, in each process; drawing, decoding and audit use all cores (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch in each process; numpy's stages use all cores (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=2, help="processes, at most (default: %(default)s)")
     parser.add_argument("--folder", help="for cohorts and stores (default: the system's for temporary files)")
     parser.add_argument("--out", type=Path, default=Path("figures/speed"), help="default: %(default)s")
@@ -211,10 +222,10 @@ def main(argv: list[str] | None = None) -> None:
     measure, counts = here if args.small else measured, [4, 8, 16] if args.small else [count for count in PATIENTS if count <= args.up_to]
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        data = pd.concat([against_patients(measure, counts, 8 if args.small else args.draw_up_to, args.native_px, folder),
-                          against_size(measure, [32, 64, 96] if args.small else args.sizes, 2 if args.small else 9, args.device),
-                          against_devices(measure, args.at_once, 8 if args.small else 120, 2 if args.small else 60, 1 if args.small else 3, args.device,
-                                          folder)], ignore_index=True)
+        drawn, sizes, rounds = (8, [32, 64, 96], 2) if args.small else (args.draw_up_to, args.sizes, 9)
+        patients, steps, turns = (8, 2, 1) if args.small else (120, 60, 3)
+        data = pd.concat([against_patients(measure, counts, drawn, args.audit_up_to, args.native_px, folder),
+                          against_size(measure, sizes, rounds, args.device), against_devices(measure, args.at_once, patients, steps, turns, args.device, folder)], ignore_index=True)
     found, machine = fits(data), machine_record(args.device)
     tables = [growth_table(data, machine), fit_table(found)]
     publish(args.out, "growth", tables, growth_figure(data, found, machine), machine)

@@ -17,7 +17,7 @@ SEED = 12
 HELD_OUT = 0.35  # of the patients: validation and test
 TESTED = 0.25
 RESAMPLES = 2000
-EVERY_S = 0.05  # between two looks at memory
+EVERY_S = 0.02  # between two looks at memory
 
 
 class Watched:

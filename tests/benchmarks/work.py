@@ -156,7 +156,8 @@ def synthetic_batch(config: RunConfig, window_px: int, images: int, device: str 
     crop = torch.randn(images, 1, window_px, window_px, device=device)
     window = torch.tensor([[0.4, 0.4, 0.6, 0.6]], device=device).repeat(images, 1)
     target = torch.arange(images, device=device) % STAGES
-    return {"teacher": (crop, target), "baseline": (frame, target), "student": (frame, crop, window, target), "detector": (frame, window)}[config.role]
+    return {"teacher": (crop, target), "baseline": (frame, target), "student": (frame, crop, window, target),
+            "detector": (frame, window)}[config.role]
 
 
 def real_batch(config: RunConfig, teacher: RunConfig, store, device: str = "cpu") -> tuple:
