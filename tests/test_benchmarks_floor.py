@@ -55,6 +55,12 @@ def test_operations_agree_with_torchs_counter_and_calls_are_told_apart():
     assert sorted(call.times for call in counted.calls.values()) == [1, 1, 2]  # two equal convolutions are one kind of call
 
 
+def test_depthwise_convolutions_cost_their_own_channel_only():
+    """torch's counter takes the gradient of the weights for that of a dense convolution: eight times too much here."""
+    conv, x = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), torch.randn(2, 8, 6, 6, requires_grad=True)
+    assert work.work_of(lambda: conv(x).sum().backward()).operations == 3 * 2 * x.numel() * 3 * 3
+
+
 def test_a_bare_call_gives_what_the_network_asked_for():
     conv, x = nn.Conv2d(2, 6, 3, padding=1).to(memory_format=torch.channels_last), torch.randn(2, 2, 9, 9)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -1,6 +1,7 @@
 """What a step has to do: the operations and bytes that it cannot do without, and the training step of any run, whatever its role.
 
-*Operations* are those that torch's own counter knows, convolutions and matrix products, a multiplication and an addition counted as two.
+*Operations* are those that torch's own counter knows, convolutions and matrix products, a multiplication and an addition counted as two; but for
+one of its formulas, which counts the gradient of a depthwise convolution as if it were dense, see `_backward`.
 *Bytes*: each of these calls reads its tensors once and writes its results once; norms, activations and sums cost no bytes, as they could be done
 while the numbers are at hand. A step's own inputs and results, each once, come on top. Less is not possible, more is what happens.
 """
@@ -82,7 +83,7 @@ class _Notes(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         self.launches += 1
-        count = flop_registry.get(function._overloadpacket)
+        count = _COUNTS.get(function._overloadpacket)
         if count:
             leaves, layout = tree_flatten((args, kwargs or {}))
             leaves = tuple(Shape.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
@@ -93,6 +94,16 @@ class _Notes(TorchDispatchMode):
                 moved = tensor_bytes([args, result])
                 self.calls[key] = Call(function, leaves, layout, count(*args, **(kwargs or {}), out_val=result), moved)
         return result
+
+
+def _backward(grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask, out_val=None) -> int:
+    """Operations of the gradients of a convolution: of its input as many as the convolution itself, of its weights as many again, of each that is
+    asked for. torch's own formula for the weights leaves out that each channel of a group meets that group's alone."""
+    numbers = x if transposed else grad  # each of them met one filter
+    return 2 * numbers.numel() * weight[0].numel() * sum(mask[:2])
+
+
+_COUNTS = flop_registry | {torch.ops.aten.convolution_backward: _backward}
 
 
 def work_of(step: Callable[[], object], extra_bytes: int = 0) -> Work:
