@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from sos.config import CAM_LAYERS, RunConfig
-from sos.method.cam import box_mask, class_score, enlarge, explain, grad_cam, judge_map, map_of, paste, peak, unit_mass
+from sos.method.cam import alpha_of_head, box_mask, class_score, enlarge, explain, grad_cam, judge_map, map_of, paste, peak, unit_mass, weighted
 from sos.method.models import Head, build
 
 
@@ -71,6 +71,29 @@ def test_explain_equals_grad_cam_made_with_hooks_and_backward(net, target):
         assert torch.allclose(cam[i], expected, rtol=1e-3, atol=1e-6 * float(expected.max()) + 1e-9)
         assert expected.max() > 0
     assert torch.allclose(look.logits, logits, atol=1e-5)
+
+
+def test_the_known_gradient_of_the_head_is_the_one_that_a_backward_pass_finds(net):
+    target, features = torch.tensor([3, 0, 3]), noise(3, 256, 4, 6, seed=3).requires_grad_()
+    (gradient,) = torch.autograd.grad(class_score(net.judge(features).logits, target).sum(), features)
+    alpha = alpha_of_head(net.head, target, 24)
+    assert torch.allclose(gradient, alpha.expand_as(gradient), rtol=1e-5, atol=1e-6 * float(alpha.detach().abs().max()))
+    assert torch.equal(alpha[0], alpha[2]) and not torch.allclose(alpha[0], alpha[1])
+
+
+def test_what_dropout_hides_while_the_network_trains_is_not_explained(net):
+    for module in net.modules():
+        module.training = False
+    net.head.train()
+    x, target = noise(2, 1, 64, 64, seed=1), torch.tensor([3, 1])
+    torch.manual_seed(5)
+    look, cam = explain(net, x, target)
+    torch.manual_seed(5)
+    kept = net.head.dropout(torch.ones_like(look.features))
+    expected = weighted(alpha_of_head(net.head, target, 16) * kept[:, :, :1, :1], look.features)
+    assert 0.3 < float((kept == 0).float().mean()) < 0.7
+    assert torch.allclose(cam, expected, rtol=1e-4, atol=1e-5 * float(cam.max()))
+    assert not torch.allclose(cam, explain(net.eval(), x, target)[1], rtol=0.1)
 
 
 @pytest.mark.parametrize(("backbone", "output_stride", "place"), [("resnet18_half", 16, 6), ("resnet18_half", 32, 6), ("efficientnet_b0", 16, 5),

@@ -17,8 +17,19 @@ def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool 
     image's score must depend on its own features only. create_graph: keep the graph, for a loss on the map. Returns (b, h, w), at least 0.
     """
     (gradient,) = torch.autograd.grad(score.sum(), features, create_graph=create_graph, retain_graph=True)
-    alpha = gradient.mean((2, 3), keepdim=True)  # (b, c, 1, 1)
+    return weighted(gradient.mean((2, 3), keepdim=True), features)
+
+
+def weighted(alpha: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """ReLU(Σ_c α_c A_c), (b, h, w), of channel weights (b, c, 1, 1) and a feature map (b, c, h, w)."""
     return F.relu((alpha * features).sum(1))
+
+
+def alpha_of_head(head, target: torch.Tensor, places: int) -> torch.Tensor:
+    """(b, c, 1, 1) the α of `class_score` at a last map of so many places, without a backward pass: the head is linear and its answer a mean over
+    places, so that the gradient is the same everywhere (and Grad-CAM the class activation map of Zhou et al. 2016). Not with active dropout."""
+    weight = head.classifier.weight[:, :, 0, 0]  # (k, c)
+    return ((weight[target] - weight.mean(0)) / places)[:, :, None, None]
 
 
 def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -31,7 +42,8 @@ def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str = "last"):
-    """Look and Grad-CAM of a batch, only what follows the explained map differentiated: at the `last` layer the head, so one forward pass.
+    """Look and Grad-CAM of a batch, only what follows the explained map differentiated: at the `last` layer the head, whose gradient is known, so
+    that a forward pass is all.
 
     target: (b,) class to explain; the decided one where None. layer: see `map_of`. Returns (Look, (b, h, w)), both detached, the map over
     the whole of x; the net's mode is left as it is.
@@ -39,10 +51,14 @@ def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str
     with torch.no_grad():
         picture, window = net.view(x)
         features = map_of(net, picture, layer)
-    with torch.enable_grad():
-        look = judge_map(net, features.requires_grad_(), layer)
+    known = layer == "last" and not (net.head.training and net.head.dropout.p)
+    with torch.set_grad_enabled(not known):
+        look = judge_map(net, features.requires_grad_(not known), layer)
         target = look.logits.argmax(1) if target is None else target
-        cam = grad_cam(features, class_score(look.logits, target)).detach()
+        if known:
+            cam = weighted(alpha_of_head(net.head, target, features[0, 0].numel()), features)
+        else:
+            cam = grad_cam(features, class_score(look.logits, target)).detach()
     seen = (look.features.detach(), look.spatial.detach(), look.logits.detach())
     return type(look)(*seen, window), over_picture(cam, window)
 

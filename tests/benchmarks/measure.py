@@ -1,8 +1,17 @@
-"""What the benchmarks share: functions that take turns, and ratios with the target that each is held against."""
+"""What the benchmarks share: functions that take turns, what is asked of a ratio and what was measured, and the cohort and sizes of one run."""
 
 import statistics
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sos.cohort.manifest import Cohort, read_manifest
+from sos.phantom.write import write_cohort
 
 
 @dataclass(frozen=True)
@@ -22,13 +31,54 @@ class Ratio:
         return self.value >= self.target if self.sense == "at least" else self.value <= self.target
 
 
-def in_turns(rounds: int, **parts) -> dict[str, float]:
-    """Median seconds of each function; they take turns, after one turn that does not count."""
+@dataclass(frozen=True)
+class Goal:
+    """What is asked of a ratio, on processor cores and on a GPU; `gpu` is None for what runs on cores only."""
+
+    what: str
+    sense: str
+    target: float
+    gpu: float | None = None
+
+    def got(self, value: float | None, note: str = "", device: str = "cpu") -> Ratio:
+        return Ratio(self.what, value, self.sense, self.target if device == "cpu" else self.gpu, note)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the benchmarks of one run share: a virtual cohort in a folder of its own, turns of each part, networks of a profile, the device."""
+
+    folder: Path
+    cohort: Cohort
+    rounds: int
+    profile: str = "quick"
+    device: str = "cpu"
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.cohort.image_path(row) for row in range(len(self.cohort.table))]
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+
+@contextmanager
+def bench(patients: int, rounds: int, profile: str = "quick", device: str = "cpu") -> Iterator[Bench]:
+    """A Bench on `patients` virtual patients, drawn now and gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Bench(Path(folder), read_manifest(write_cohort(Path(folder) / "cohort", patients, 11)), rounds, profile, device)
+
+
+def in_turns(rounds: int, wait: Callable[[], None] = lambda: None, **parts) -> dict[str, float]:
+    """Median seconds of each function; they take turns, after one turn that does not count. wait: called before the clock stops."""
     times = {name: [] for name in parts}
     for turn in range(rounds + 1):
         for name, part in parts.items():
             start = time.perf_counter()
             part()
+            wait()
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
