@@ -206,7 +206,8 @@ def _row(step: Step, took: dict, copy: float) -> dict:
     return {"step": step.name, "operations": work.operations / step.images, "bytes": work.bytes / step.images,
             "measured_ms": 1e3 * measured / step.images, "floor_ms": 1e3 * floor / step.images, "ratio": measured / floor,
             "bound": "bytes" if moving > computing else "operations",
-            "reached_gflops": work.operations / computing / 1e9 if work.operations else np.nan, "gflops": work.operations / measured / 1e9, "images": step.images, "calls": work.launches}
+            "reached_gflops": work.operations / computing / 1e9 if work.operations else np.nan,
+            "gflops": work.operations / measured / 1e9, "images": step.images, "calls": work.launches}
 
 
 # --- the training of a whole profile -------------------------------------------------------------------------------------------

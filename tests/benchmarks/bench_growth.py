@@ -8,7 +8,8 @@ looked at fifty times a second), less what was held before the stage began. A st
 
 Patients: 100, 300, 1000, 3000, 10000 … up to `--up-to`. The cohort is drawn up to `--draw-up-to`; beyond, a manifest repeats its files as hard
 links under names of their own, which costs reading, decoding and computing as other patients would. Drawing and the audit, which would find
-the repeats and takes longest, are measured on drawn patients only, the audit up to `--audit-up-to`. Metrics, which see no image, are measured on made-up answers.
+the repeats and takes longest, are measured on drawn patients only, the audit up to `--audit-up-to`. Metrics, which see no image, are measured on
+made-up answers.
 """
 
 import argparse
@@ -96,8 +97,8 @@ def against_patients(measure: Callable, counts: list[int], drawn: int, audited: 
 
 
 def against_size(measure: Callable, sizes: list[int], rounds: int, device: str) -> pd.DataFrame:
-    rows = [{"stage": stage, "x": size, **values} for size in sizes
-            for stage, values in measure({"stage": "step", "size": size, "rounds": rounds, "device": device})[0].items()]
+    rows = [{"stage": what, "x": size, **measure({"stage": "step", "what": what, "size": size, "rounds": rounds, "device": device})[0]}
+            for size in sizes for what in ("train", "predict")]
     return pd.DataFrame(rows).assign(series="size")
 
 
@@ -122,7 +123,7 @@ def fits(data: pd.DataFrame) -> pd.DataFrame:
     for (series, stage), part in data[data["series"] != "devices"].groupby(["series", "stage"], sort=False):
         grows = part["own_mib"].iloc[-1] - part["own_mib"].iloc[0] >= GROWS_MIB
         for quantity, column in (("time", "seconds"), ("memory", "own_mib")):
-            known = part[part[column] > 0]
+            known = part[part[column] > (1 if quantity == "memory" else 0)]  # below 1 MiB is what nobody would see
             if len(known) >= 3 and (quantity == "time" or grows):
                 fit = exponent(known["x"], known[column])
                 rows.append({"series": series, "stage": stage, "quantity": quantity, **fit._asdict(), "shown": str(fit)})
@@ -225,7 +226,8 @@ def main(argv: list[str] | None = None) -> None:
         drawn, sizes, rounds = (8, [32, 64, 96], 2) if args.small else (args.draw_up_to, args.sizes, 9)
         patients, steps, turns = (8, 2, 1) if args.small else (120, 60, 3)
         data = pd.concat([against_patients(measure, counts, drawn, args.audit_up_to, args.native_px, folder),
-                          against_size(measure, sizes, rounds, args.device), against_devices(measure, args.at_once, patients, steps, turns, args.device, folder)], ignore_index=True)
+                          against_size(measure, sizes, rounds, args.device),
+                          against_devices(measure, args.at_once, patients, steps, turns, args.device, folder)], ignore_index=True)
     found, machine = fits(data), machine_record(args.device)
     tables = [growth_table(data, machine), fit_table(found)]
     publish(args.out, "growth", tables, growth_figure(data, found, machine), machine)

@@ -141,8 +141,8 @@ def _metrics(patients: int) -> dict:
     return watched.measured()
 
 
-def _step(size: int, rounds: int, device: str) -> dict:
-    """A plain training step of quick's network on frames of `size` px, and a prediction, of a batch of 8; seconds an image."""
+def _step(what: str, size: int, rounds: int, device: str) -> dict:
+    """A plain training step of quick's network on frames of `size` px (`what`: train), or a prediction (predict); seconds an image of 8."""
     import torch
     from measure import in_turns
     from work import TrainingStep, on_device, synthetic_batch
@@ -152,17 +152,13 @@ def _step(size: int, rounds: int, device: str) -> dict:
 
     keep_freed_memory()
     config = get_profile("quick").run("baseline").with_(frame_px=size)
-    batch = synthetic_batch(config, 0, config.batch_size, device)
-    train, still = TrainingStep(config, device=device), TrainingStep(config, device=device)
-    still.net.eval()
-    answers = {}
-    for name, part in {"train": lambda: train(batch), "predict": lambda: still.predict(batch[0])}.items():
-        with Watched() as watched:
-            took = in_turns(rounds, part=on_device(part, device))
-        answers[name] = watched.measured() | {"seconds": took["part"] / config.batch_size}
-    if device.startswith("cuda"):
-        answers["train"]["gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return answers
+    batch, step = synthetic_batch(config, 0, config.batch_size, device), TrainingStep(config, device=device)
+    if what == "predict":
+        step.net.eval()
+    with Watched() as watched:
+        took = in_turns(rounds, part=on_device(lambda: step(batch) if what == "train" else step.predict(batch[0]), device))
+    memory = {"gpu_mib": torch.cuda.max_memory_allocated(device) / 2**20} if device.startswith("cuda") else {}
+    return watched.measured() | {"seconds": took["part"] / config.batch_size} | memory
 
 
 def _run(steps: int, device: str) -> dict:
