@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -73,20 +74,26 @@ def _decode(cohort: Cohort, folder: Path, native_px: int) -> None:
         except SOSError as error:
             raise CohortError(f"row {row + 2} of {cohort.path}: {error}; mend the file or take the row out") from error
 
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        images = list(pool.map(decode, range(len(cohort.table))))
-    sizes = np.array([grey.shape for grey, _, _ in images])
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    pixels = np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(images), *sizes.max(0).tolist()))
-    state = hashlib.sha256()
-    for i, (grey, _, _) in enumerate(images):
-        pixels[i, :grey.shape[0], :grey.shape[1]] = grey
-        state.update(repr(grey.shape).encode())
-        state.update(np.ascontiguousarray(grey))
-    pixels.flush()
-    record = {"sizes": sizes.tolist(), "scale": [s for _, s, _ in images], "spacing_mm": [mm for _, _, mm in images],
-              "pixels_sha256": state.hexdigest()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    record, state = {"sizes": [], "scale": [], "spacing_mm": []}, hashlib.sha256()
+    # how large the array must be is known when all are decoded: until then they lie on disk one after the other, and never all in memory
+    with TemporaryFile(dir=folder.parent) as raw:
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            for grey, scale, spacing_mm in pool.map(decode, range(len(cohort.table))):
+                grey = np.ascontiguousarray(grey)
+                state.update(repr(grey.shape).encode())
+                state.update(grey)
+                raw.write(grey)
+                for name, value in zip(record, (list(grey.shape), scale, spacing_mm), strict=True):
+                    record[name].append(value)
+        raw.seek(0)
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        temporary.mkdir(exist_ok=True)
+        pixels = np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(cohort.table), *np.max(record["sizes"], 0).tolist()))
+        for i, (height, width) in enumerate(record["sizes"]):
+            pixels[i, :height, :width] = np.frombuffer(raw.read(height * width), np.uint8).reshape(height, width)
+        pixels.flush()
+    record["pixels_sha256"] = state.hexdigest()
     (temporary / "record.json").write_text(json.dumps(record))
     if folder.exists():
         shutil.rmtree(temporary)  # another process was quicker
