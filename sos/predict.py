@@ -25,7 +25,6 @@ from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
 from .method.cam import class_score, enlarge, grad_cam, judge_map, map_of, over_picture, peak
 from .method.models import StagingNet
-from .pictures import save_picture
 from .rows import empty_row
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
@@ -195,6 +194,8 @@ def _row(path, image: GreyImage, answer: dict, stager: Stager, name: str, cam_di
     if answer["box"] is None:
         warnings.append("the network looked nowhere in particular; do not trust this stage")
     if cam_dir is not None:
+        from .pictures import save_picture  # matplotlib takes half a second to import
+
         save_picture(Path(cam_dir) / f"{name}.png", image, cam, answer, stager)
     if dicom_dir is not None:
         from .report import write_dicom

@@ -13,7 +13,8 @@ from sos.errors import RunError
 from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
 from sos.method.models import build
-from sos.predict import TOGETHER, Stager, load_stager, predict_paths, region, save_picture
+from sos.pictures import save_picture
+from sos.predict import TOGETHER, Stager, load_stager, predict_paths, region
 from sos.stages import BASSED5
 
 

@@ -11,7 +11,6 @@ from ..errors import ImageError
 from .decode import LUMINANCE
 from .dicom import DicomImage, damage_of, looks_like_dicom, read_dicom, read_series
 from .header import Bounded
-from .midsagittal import midsagittal_slice
 from .pixels import MAX_PIXELS, MAX_SCANS
 
 DARK, BRIGHT = 0.005, 0.998  # shares of pixels below the grey values that become 0 and 1
@@ -73,6 +72,8 @@ def read_image(path) -> GreyImage:
 
 
 def _cut(volume, path: Path) -> DicomImage:
+    from .midsagittal import midsagittal_slice  # volumes are rare, and it takes a while to import
+
     cut = midsagittal_slice(volume, path.name)
     height, width = cut.values.shape
     return DicomImage(cut.values, (cut.spacing_mm, cut.spacing_mm),

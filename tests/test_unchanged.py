@@ -1,0 +1,45 @@
+"""Work on speed changes no result: small trainings of the profile smoke end as they did before it, within rounding.
+
+REFERENCE was measured with the code before cameras, losses, loaders and Grad-CAM were made faster (commit e6983c4).
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sos.config import MODELS, get_profile
+from sos.study.training import Study
+
+SMALL = dict(epochs=2, batch_size=4, precision="fp32")
+REFERENCE = {  # losses of the last epoch (training, validation, and the terms of a student), then the mean probabilities of stages 1 to 5
+    "teacher": [1.6246, 1.7248, 0.2047, 0.18354, 0.18596, 0.17779, 0.24801],
+    "baseline": [1.6082, 1.6485, 0.1226, 0.16319, 0.13103, 0.10963, 0.47354],
+    "student": [1.8706, 1.5964, 1.5637, 0.058958, 2.7733, 0.17861, 0.19507, 0.18802, 0.13017, 0.30814],
+    "zoom": [2.7042, 1.6865, 1.4024, 0.19184, 5.0745, 0.6984, 0.1858, 0.17743, 0.24288, 0.21544, 0.17845],
+}
+
+
+def summary(study: Study, model: str) -> list[float]:
+    """The losses of the last epoch, and of the held-out images the mean probability of each stage."""
+    run = getattr(study, model)()
+    losses = run.history.iloc[-1][["train_loss", "valid_loss", *(name for name in run.history if name.startswith("L_"))]]
+    return [*losses.tolist(), *run.test.filter(regex=r"^p\d$").mean().tolist()]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_cohort):
+    base = get_profile("smoke")
+    profile = replace(base, bootstrap=50, native_px=256, valid_share=0.25, test_share=0.25,
+                      **{model: getattr(base, model).with_(**SMALL) for model in MODELS})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOS_HOME", str(tmp_path_factory.mktemp("home")))
+        yield Study(profile, tiny_cohort, device="cpu")
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_ends_as_before(model, study):
+    assert summary(study, model) == pytest.approx(REFERENCE[model], rel=2e-3, abs=2e-4)
