@@ -19,6 +19,17 @@ def tiny_cohort(tmp_path_factory):
         return write_cohort(shared / "tiny_cohort", patients=24, seed=11, workers=1)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums in the same order on every machine, and no more cores than a worker's share."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _no_deadline_left_behind():
     """`--stop-after` sets a deadline for the process; no later test shall run into it."""

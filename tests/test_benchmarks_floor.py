@@ -20,13 +20,7 @@ from benchmarks import bench_floor, bench_growth, publish, stages, work  # noqa:
 from sos.config import get_profile  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    """Both benchmarks compute on one thread, which other processes disturb less."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as both benchmarks compute: other processes disturb that less
 
 
 # ---- counting ----

@@ -27,12 +27,7 @@ from sos.study.training import Study, evaluate, fit, frame_boxes
 P = [f"p{k}" for k in range(1, 6)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_with_detector():

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from sos.cohort.views import training_rows
 from sos.config import get_profile
@@ -15,18 +14,15 @@ from sos.study.training import Study
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, tiny_cohort):
+def study(tmp_path_factory, tiny_cohort, one_thread):
     """24 virtual patients, and a teacher that learns the training images by heart."""
     small = dict(frame_px=64, window_px=48, epochs=12, batch_size=4, precision="fp32", rotate_deg=0.0, zoom=0.0, shift=0.0, flip=0.0, gain=0.0,
                  offset=0.0, gamma=0.0, noise=0.0)
     base = get_profile("smoke")
     profile = replace(base, bootstrap=50, native_px=256, test_share=0.4, teacher=base.teacher.with_(**small), baseline=base.baseline.with_(**small))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOS_HOME", str(tmp_path_factory.mktemp("home")))
         yield Study(profile, tiny_cohort, device="cpu")
-    torch.set_num_threads(threads)
 
 
 def value(text):

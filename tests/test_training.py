@@ -24,13 +24,7 @@ from sos.study.runs import Run
 from sos.study.training import Study, evaluate, fit, frame_boxes, localise, train, use_bf16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Sums in the same order on every machine, and no more cores than a worker's share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(**changes):

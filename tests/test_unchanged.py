@@ -6,7 +6,6 @@ REFERENCE was measured with the code before cameras, losses, loaders and Grad-CA
 from dataclasses import replace
 
 import pytest
-import torch
 
 from sos.config import MODELS, get_profile
 from sos.study.training import Study
@@ -28,16 +27,13 @@ def summary(study: Study, model: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, tiny_cohort):
+def study(tmp_path_factory, tiny_cohort, one_thread):
     base = get_profile("smoke")
     profile = replace(base, bootstrap=50, native_px=256, valid_share=0.25, test_share=0.25,
                       **{model: getattr(base, model).with_(**SMALL) for model in MODELS})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOS_HOME", str(tmp_path_factory.mktemp("home")))
         yield Study(profile, tiny_cohort, device="cpu")
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("model", MODELS)

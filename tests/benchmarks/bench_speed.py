@@ -14,17 +14,15 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import torch
-import torch.nn.functional as F
 from measure import Bench, Goal, Ratio, bench, in_turns
 from PIL import Image
+from work import TrainingStep
 
 from sos.cohort.views import ViewLoader, open_store
-from sos.config import RunConfig, get_profile
-from sos.method.cam import explain
-from sos.method.distill import distillation_terms, weighted_sum
+from sos.config import get_profile
 from sos.predict import TOGETHER, load_stager, predict_paths
 from sos.study.runs import machine_record
-from sos.study.training import CLIP, adamw, decayed_and_not, keep_freed_memory, network
+from sos.study.training import keep_freed_memory
 
 LOADER = Goal("training throughput: real loader over one batch again and again", "at least", 0.95, gpu=0.95)
 TEACHING = Goal("distillation step over plain step", "at most", 1.35, gpu=1.25)
@@ -32,31 +30,6 @@ PREDICT = Goal("throughput of `sos predict` over bare decoding plus bare forward
 GOALS = (LOADER, TEACHING, PREDICT)
 BATCHES = 8  # of an epoch from the real loader
 LARGEST = 8  # images a batch on cores, where a batch of the profile paper takes many seconds
-
-
-class Step:
-    """One training step of a student: with its labels alone, or as its teacher teaches it."""
-
-    def __init__(self, config: RunConfig, teacher: RunConfig, device: str = "cpu"):
-        self.config = config
-        self.net, self.teacher = network(config, 5, device).train(), network(teacher, 5, device).eval()
-        groups = decayed_and_not(self.net)
-        self.opt = adamw([{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
-
-    def update(self, loss: torch.Tensor) -> None:
-        self.opt.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
-        self.opt.step()
-
-    def plain(self, frame, target) -> None:
-        self.update(F.cross_entropy(self.net(frame), target))
-
-    def taught(self, frame, crop, window, target) -> None:
-        look = self.net.look(frame)
-        seen, cam = explain(self.teacher, crop, target, self.config.cam_layer)
-        terms = distillation_terms(look, seen, cam, window, target, self.config)
-        self.update(weighted_sum(terms, self.config))
 
 
 def training(run: Bench) -> list[Ratio]:
@@ -69,23 +42,24 @@ def training(run: Bench) -> list[Ratio]:
     loader = ViewLoader(store, np.resize(np.arange(len(run.cohort.table)), BATCHES * config.batch_size), config, training=True, device=run.device,
                         window_px=teacher.window_px, window_scale=teacher.window_scale)
     loader.get_idxs()  # seeds it
-    rows, step = np.asarray(loader.rows[:config.batch_size]), Step(config, teacher, run.device)
-    frame, crop, window, target = batch = loader.views(rows)
+    rows = np.asarray(loader.rows[:config.batch_size])
+    taught, plain = TrainingStep(config, teacher, run.device), TrainingStep(config.with_(role="baseline"), device=run.device)
+    frame, _, _, target = batch = loader.views(rows)
 
     def epoch():
         for views in loader:
-            step.taught(*views)
+            taught(views)
 
     def same():
         for _ in range(BATCHES):
-            step.taught(*batch)
+            taught(batch)
 
-    took = in_turns(run.rounds, run.wait, batch=lambda: loader.views(rows), plain=lambda: step.plain(frame, target),
-                    taught=lambda: step.taught(*batch))
+    took = in_turns(run.rounds, run.wait, batch=lambda: loader.views(rows), plain=lambda: plain((frame, target)),
+                    taught=lambda: taught(batch))
     took |= in_turns(max(2, run.rounds // 4), run.wait, epoch=epoch, same=same)
     took |= {name: took[name] / BATCHES for name in ("epoch", "same")}
     an_image = {name: f"{1e3 * seconds / config.batch_size:.2f}" for name, seconds in took.items()}
-    precision = "bf16" if step.net.bf16 else "fp32"
+    precision = "bf16" if taught.net.bf16 else "fp32"
     size = f"ms an image; {config.backbone}, {config.frame_px} and {teacher.window_px} px, {config.batch_size} at once, {precision}"
     return [Ratio("making a batch over a distillation step", took["batch"] / took["taught"],
                   note=f"{an_image['batch']} over {an_image['taught']} {size}"),
