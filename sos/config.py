@@ -183,7 +183,7 @@ class Profile:
     student: RunConfig
     zoom: RunConfig  # a student that looks twice
     detector: RunConfig
-    at_once: int = 0  # runs trained side by side before the notebooks, on one GPU or on the cores; 0: in the notebooks, one after the other
+    at_once: int = 0  # runs trained side by side, on one GPU or on the cores, and then notebooks executed; 0: runs are trained in these, one by one
     competitors_trained: tuple[str, ...] = ()  # those of `competitors` that this profile makes, beside the main runs; others: not yet run
     latency_images: int = 40  # on which the time from pixels to stage is measured, one at a time
     scheme: str = "bassed5"
@@ -334,7 +334,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         # minutes on two cores: shows that everything runs; its figures mean nothing
-        _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, native_px=512,
+        _profile("smoke", patients=96, cohort_seed=1, seeds=(0,), bootstrap=200, native_px=512, at_once=2,
                  varied=dict(temperature=(1.0,), weights=(10.0,), box_jitter=(0.2,), label_share=(0.5,), two_looks=TWO_LOOKS),
                  difficulties=(0.0, 1.0, 2.0), difficulty_patients=24, competitors_trained=EVERY_COMPETITOR,
                  common=dict(frame_px=96, window_px=64, epochs=2, batch_size=16), zoom=dict(frame_px=192, glance_px=64)),

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import select
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from .config import home
 from .errors import OutOfTime
 
 ALLOW_OUTSIDE = "SOS_ALLOW_OUTSIDE"  # environment variable: 1 lets a manifest name images anywhere on the machine
+WRITTEN = "SOS_WRITTEN"  # environment variable: a file where a process notes each result that it writes, a path a line
 LOOK_AGAIN_S = 1.0  # between two looks at a lock that another process holds
 
 
@@ -19,6 +22,22 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".part.{path.name}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def note_result(path: Path) -> None:
+    """Say, where $SOS_WRITTEN asks for it, that this process is about to put the result `path` in its place, a file or a folder."""
+    if log := os.environ.get(WRITTEN):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{Path(path).resolve()}\n")
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the standard input, which the process that started us holds open as long as it lives, and end with it: what we hold,
+    a lock or a kernel, would be in the way of whoever does the same again."""
+    end = select.poll()
+    end.register(sys.stdin.fileno(), 0)  # of what may be read nothing is told or taken
+    end.poll()
+    os._exit(1)
 
 
 def outside_allowed() -> bool:

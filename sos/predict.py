@@ -17,23 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from .cohort.cameras import Scene, frame_camera, normalise, reduce_to, still_scene
 from .config import PROFILES, RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
-from .method.cam import class_score, enlarge, grad_cam, judge_map, map_of, over_picture, peak
+from .method.cam import enlarge, explain, peak
 from .method.models import StagingNet
 from .rows import empty_row
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
-from .study.trust import scaled
 
 NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
 REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
 TOGETHER = 8  # images in one pass of the network, when there are many
 WEAK_MASS = 1e-6  # below, the heat map is empty
+TINY = 1e-30  # as in study.trust, whose libraries take long to import
 
 
 @dataclass(frozen=True)
@@ -60,32 +59,33 @@ class Stager:
         """`look` of several images in one pass, which costs less than a pass for each."""
         parts = [image.record.get("content") or (0, 0, *image.pixels.shape[::-1]) for image in images]
         views = [_frame_of(image, part, self.config) for image, part in zip(images, parts, strict=True)]
-        frames = normalise(torch.cat([frame for frame, _, _ in views]) / 255)  # (n, 1, side, side)
-        with torch.no_grad():
-            picture, window = self.net.view(torch.cat([frames, frames.flip(3)]))
-            features = map_of(self.net, picture, self.config.cam_layer)
-        look = judge_map(self.net, features.requires_grad_(), self.config.cam_layer)
-        probabilities = look.logits.detach().double().softmax(1).view(2, len(images), -1).mean(0)  # (n, k)
-        cams = grad_cam(features, class_score(look.logits, probabilities.argmax(1).repeat(2))).detach()
-        cams = over_picture(cams, window)  # (2n, m, m)
-        cams = cams[:len(images)] + cams[len(images):].flip(2)
-        probabilities = scaled(probabilities.numpy(), self.temperature)
-        return [self._answer(p, cam, scene, scale, part)
-                for p, cam, (_, scene, scale), part in zip(probabilities, cams, views, parts, strict=True)]
+        frames = normalise(torch.cat([frame for frame, _, _ in views]).div_(255))  # (n, 1, side, side)
 
-    def _answer(self, probabilities: np.ndarray, cam: torch.Tensor, scene: Scene, scale: float, part: tuple) -> dict:
-        """What `look` returns, of one image: from its probabilities (k,), its map (m, m) and where its frame lies on the part of it that was seen."""
-        points = [peak(cam[None])[0].tolist(), *region(enlarge(cam[None], self.config.frame_px)[0].numpy())]
-        x, y = (scene.to_native(torch.tensor([points]))[0] / scale).numpy().T
-        x0, y0, x1, y1 = part
-        x, y = x0 + np.clip(x, 0, x1 - x0), y0 + np.clip(y, 0, y1 - y0)
+        def together(logits):  # (n, k) probabilities of images, from logits (2n, k) of them and their mirror images
+            return logits.double().softmax(1).view(2, len(images), -1).mean(0)
+
+        look, cams = explain(self.net, torch.cat([frames, frames.flip(3)]), lambda logits: together(logits).argmax(1).repeat(2),
+                             self.config.cam_layer)
+        cams = cams[:len(images)] + cams[len(images):].flip(2)  # (n, m, m)
+        peaks, fine = peak(cams).tolist(), enlarge(cams, self.config.frame_px).numpy()
+        probabilities = (together(look.logits).clamp_min(TINY).log() / self.temperature).softmax(1).numpy()
+        return [self._answer(*seen) for seen in zip(probabilities, cams.numpy(), peaks, fine, views, parts, strict=True)]
+
+    def _answer(self, probabilities: np.ndarray, cam: np.ndarray, at: list[float], fine: np.ndarray, view: tuple, part: tuple) -> dict:
+        """What `look` returns, of one image: from its probabilities (k,), its map (m, m), the map's peak in the frame, the map as fine as the frame,
+        and what `_frame_of` says of the part that was seen."""
+        seen = bool(cam.sum() > WEAK_MASS)
+        if seen:
+            _, scene, scale = view
+            x, y = (scene.to_native(torch.tensor([[at, *region(fine)]]))[0] / scale).numpy().T
+            x0, y0, x1, y1 = part
+            x, y = x0 + np.clip(x, 0, x1 - x0), y0 + np.clip(y, 0, y1 - y0)
         labels = np.array(self.scheme.labels)
         entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1))).sum() / math.log(len(labels))
-        seen = bool(cam.sum() > WEAK_MASS)
         return {"stage": int(labels[probabilities.argmax()]), "probabilities": probabilities.tolist(),
                 "expected_stage": float(probabilities @ labels), "uncertainty": float(entropy),
                 "peak": [float(x[0]), float(y[0])] if seen else None,
-                "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam.numpy()}
+                "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam}
 
 
 def _frame_of(image: GreyImage, part: tuple[int, int, int, int], config: RunConfig) -> tuple[torch.Tensor, Scene, float]:
@@ -99,9 +99,34 @@ def _frame_of(image: GreyImage, part: tuple[int, int, int, int], config: RunConf
 
 def region(cam: np.ndarray) -> list[list[float]]:
     """Two corners, in [0, 1], of the connected part of a map (n, n) that is above REGION of its peak and holds the peak."""
-    parts, _ = ndimage.label(cam >= REGION * cam.max())
-    rows, columns = ndimage.find_objects((parts == parts[np.unravel_index(cam.argmax(), cam.shape)]).astype(np.uint8))[0]
-    return [[columns.start / cam.shape[1], rows.start / cam.shape[0]], [columns.stop / cam.shape[1], rows.stop / cam.shape[0]]]
+    above = cam >= REGION * cam.max()
+    rows, columns = (np.flatnonzero(above.any(axis)) for axis in (1, 0))
+    top, left = rows[0], columns[0]
+    y, x = np.unravel_index(cam.argmax(), cam.shape)
+    part = connected(above[top:rows[-1] + 1, left:columns[-1] + 1], y - top, x - left)
+    rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
+    corners = [[left + columns[0], top + rows[0]], [left + columns[-1] + 1, top + rows[-1] + 1]]
+    return (np.array(corners) / cam.shape[::-1]).tolist()
+
+
+def connected(mask: np.ndarray, y: int, x: int) -> np.ndarray:
+    """The part of a mask (h, w) that is connected to a place in it, by rows and columns.
+
+    Of each row, and then of each column, the runs that hold a place reached so far are reached whole; turns end where nothing is new. A few
+    do for a blob. What scipy.ndimage.label does takes longer to import than the first image to stage.
+    """
+    def runs(lines):  # (n, m) each place's run, numbered; a gap has the number of the run behind it
+        return np.cumsum(np.pad(~lines, [(0, 0), (0, 1)], constant_values=True)).reshape(len(lines), -1)[:, :-1]
+
+    across, down = runs(mask), runs(mask.T).T
+    part, size = np.zeros_like(mask), 0
+    part[y, x] = True
+    while size < (size := int(part.sum())):
+        for run in (across, down):
+            reached = np.zeros(run.max() + 1, bool)
+            reached[run[part]] = True
+            part = reached[run] & mask
+    return part
 
 
 def load_stager(weights=None) -> Stager:

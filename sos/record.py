@@ -108,14 +108,28 @@ class Record:
             self.steps[name]["spent_s"] += elapsed_s
             self.save()
 
-    def finish(self, name: str, inputs: dict, files, elapsed_s: float) -> None:
+    def finish(self, name: str, inputs: dict, files, began: float) -> None:
+        """Note the end of a step that began at `began` (seconds since 1970)."""
         outputs = {os.path.relpath(path, self.root): stamp(path) for path in sorted(files)}
         for other in self.steps.values():  # a file belongs to the step that wrote it last
             other["outputs"] = {file: known for file, known in other["outputs"].items() if file not in outputs}
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        elapsed_s += self.steps.get(name, {}).get("spent_s", 0.0)
-        self.steps[name] = {"inputs": inputs, "outputs": outputs, "elapsed_s": round(elapsed_s, 1), "finished": when}
+        span = [round(began, 1), round(time.time(), 1)]
+        elapsed_s = span[1] - span[0] + self.steps.get(name, {}).get("spent_s", 0.0)
+        self.steps[name] = {"inputs": inputs, "outputs": outputs, "elapsed_s": round(elapsed_s, 1), "span": span, "finished": when}
         self.save()
+
+    def elapsed_s(self, names: list[str]) -> float:
+        """How long `names` took together: what several spent side by side counts once."""
+        total = end = 0.0
+        for name in sorted(names, key=self._span):
+            step, (first, last) = self.steps[name], self._span(name)
+            total += step["elapsed_s"] - (last - first) + max(last - max(first, end), 0.0)
+            end = max(end, last)
+        return total
+
+    def _span(self, name: str) -> list[float]:
+        return self.steps[name].get("span", [0.0, 0.0])  # older records have none
 
     def owned(self) -> set[str]:
         return {file for step in self.steps.values() for file in step["outputs"]}

@@ -6,119 +6,51 @@ ended in any way, `kill -9` included, goes on with the same command.
 """
 
 import argparse
-import ast
-import importlib.util
-import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from . import config
-from .errors import CohortError, ConfigError, RunError, SOSError
+from .errors import CohortError, ConfigError, OutOfTime, RunError, SOSError
 from .files import show_in_readme, write_whole
+from .notebook import Apart, StepFailed, Stopped, notebook_fingerprint
 from .record import Record, manifest_fingerprint, only_one
 
 PACKAGE = Path(__file__).resolve().parent
-ROOMS_OF_NO_RESULT = ("cli.py", "steps.py", "record.py", "files.py", "__main__.py")  # changing these changes no result
+ROOMS_OF_NO_RESULT = ("cli.py", "steps.py", "notebook.py", "record.py", "files.py", "__main__.py")  # changing these changes no result
 RESULT_FOLDERS = ("tables", "figures")
-QUIET_KERNEL = ["--IPKernelApp.log_level=50"]  # no "Kernel is running over TCP" on stderr
 
 
-class StepFailed(SOSError):
-    """A notebook or a training ended with an error; the message names it and the error."""
+@dataclass(eq=False)
+class Todo:
+    """A step on its way: what it reads, why it runs, the results that were there before, and of a notebook the process that executes it."""
 
+    name: str
+    forced: bool
+    inputs: dict = field(default_factory=dict)
+    reason: str = ""
+    began: float = 0.0  # seconds since 1970
+    before: dict = field(default_factory=dict)
+    apart: Apart | None = None
+    log: Path | None = None
 
-def read_notebook(path: Path) -> dict:
-    """A notebook as its JSON. Raises RunError for a file that is none."""
-    try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        notebook["cells"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-        raise RunError(f"{path}: not a notebook; restore it from the repository") from None
-    return notebook
+    @property
+    def title(self) -> str:
+        return f"  {self.name.replace('_', ' '):<22}"
 
-
-def notebook_fingerprint(path: Path) -> str:
-    """SHA-256 over the sources of a notebook's cells; outputs, counts and ids do not count."""
-    cells = read_notebook(path)["cells"]
-    return config.digest([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
-
-
-def check_parameters(path: Path, parameters: dict) -> None:
-    """Raises ConfigError where the cell tagged `parameters` does not define each of `parameters`; papermill itself would only warn."""
-    cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
-    if len(cells) != 1:
-        raise ConfigError(f"{path.name}: has {len(cells)} cells tagged 'parameters'; it needs exactly one")
-    names = {target.id for node in ast.parse("".join(cells[0]["source"])).body if isinstance(node, ast.Assign)
-             for target in node.targets if isinstance(target, ast.Name)}
-    for name in parameters:
-        if name not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise ConfigError(f"{path.name}: knows no parameter '{name}'; its parameters cell defines {known}")
-
-
-def execute(path: Path, folder: Path, parameters: dict) -> list[Path]:
-    """Execute the notebook `path` into `folder` as .ipynb and .html, with the notebook's own folder as working directory.
-
-    Returns the two files. Raises Stopped where the notebook ran into the deadline, StepFailed for any other error; the notebook as far as
-    it came is then kept as `<name>.failed.ipynb`.
-    """
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    check_parameters(path, parameters)
-    folder.mkdir(parents=True, exist_ok=True)
-    part, done, failed = folder / f".part.{path.name}", folder / path.name, folder / f"{path.stem}.failed.ipynb"
-    try:
-        notebook = papermill.execute_notebook(path, part, parameters, kernel_name="python3", language="python", cwd=path.parent,
-                                              progress_bar=False, log_output=False, extra_arguments=QUIET_KERNEL)
-    except papermill.PapermillExecutionError as error:
-        if error.ename == "OutOfTime":
-            part.unlink()
-            raise Stopped from None
-        os.replace(part, failed)
-        reason = (error.evalue.strip().splitlines() or ["no message"])[0]
-        raise StepFailed(f"{path.name}, cell [{error.exec_count}]: {error.ename}: {reason}\n  as far as it came: {failed}") from None
-    except DeadKernelError:
-        os.replace(part, failed)
-        raise StepFailed(f"{path.name}: its kernel died, most often for want of memory\n  as far as it came: {failed}") from None
-    keep_still(notebook)
-    notebook.metadata["papermill"].update(input_path=path.name, output_path=path.name)  # no path of this machine in a result
-    nbformat.write(notebook, part)
-    made = [done]
-    if importlib.util.find_spec("nbconvert"):
-        write_whole(done.with_suffix(".html"), as_html(notebook, path.stem))
-        made.append(done.with_suffix(".html"))
-    os.replace(part, done)
-    failed.unlink(missing_ok=True)
-    return made
-
-
-def keep_still(notebook) -> None:
-    """Leave of a widget's output its picture, or where it has none its text: without a kernel its controls would do nothing."""
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        data = output.get("data", {})
-        if data.pop("application/vnd.jupyter.widget-view+json", None) and "image/png" in data:
-            data["text/plain"] = "a panel to explore with; run the cell to move its controls"
-    notebook.metadata.pop("widgets", None)
-
-
-def as_html(notebook, title: str) -> str:
-    """One self-contained page; only formulas are set by a script from outside, since they need its fonts."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
-    return exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0]
-
-
-class Stopped(Exception):
-    """The deadline has passed; everything done is saved."""
+    def noted(self) -> set[Path]:
+        """The files that the notebook's kernel said it wrote; of a folder all in it."""
+        if self.log is None or not self.log.is_file():
+            return set()
+        paths = [Path(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        return {file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()}
 
 
 class Road:
@@ -159,10 +91,11 @@ class Road:
         return known | {"notebook": notebook_fingerprint(self.notebooks[name]),
                         "earlier results": record.trained_in(self.steps[:self.steps.index(name)])}
 
-    def do(self, name: str, record: Record) -> list[Path]:
-        """Carry the step out; returns the files that it made."""
-        if name != "cohort":
-            return self.do_with_results(name, record)
+    def do(self, name: str) -> list[Path]:
+        """Carry out a step that is no notebook; returns the files that it made beside results."""
+        if name == "runs":
+            self.make_runs()
+            return []
         if self.own:
             from .cohort.audit import audit
 
@@ -175,34 +108,30 @@ class Road:
         from .phantom.write import write_cohort
 
         folder = self.root / "cohort"
-        if name in record.steps and record.broken(name):
-            (folder / "cohort.json").unlink(missing_ok=True)  # without it every file is made anew
         manifest = write_cohort(folder, self.profile.patients, self.profile.cohort_seed, progress=sys.stderr.isatty())
         return [manifest, folder / "cohort.json", *(folder / "images").glob("*"), *(folder / "masks").glob("*")]
 
-    def do_with_results(self, name: str, record: Record) -> list[Path]:
-        """Make the runs or execute a notebook; to it belong the results it wrote, and those of an earlier attempt that was cut off."""
-        before = self.results()
-        record.begin(name)
-        if name == "runs":
-            pages = []
-            self.make_runs()
-        else:
-            parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
-            pages = execute(self.notebooks[name], self.root / "notebooks", parameters)
-        owned = record.owned()
-        return pages + [path for path, state in self.results().items()
-                        if before.get(path) != state or os.path.relpath(path, self.root) not in owned]
-
     def make_runs(self) -> None:
-        """Train what is not trained yet, `at_once` runs of the profile at a time: small networks leave much of a GPU, or of two cores, idle."""
-        from .study.cluster import cluster, make_runs, visible_gpus
+        """Train what is not trained yet, and make what else the notebooks would wait for: networks timed while nothing else is at work, and
+        their answers to harder patients."""
+        from .study import difficulty, latency
         from .study.grid import finished, plan
+        from .study.results import Results
         from .study.training import Study
 
         study, jobs = Study(self.profile, self.own or ""), plan(self.profile)
-        if finished(study, jobs):
-            return
+        if not finished(study, jobs):
+            self.train(study, jobs)
+        latency.obtain(study)
+        try:
+            difficulty.stage_all(Results(study))
+        except OutOfTime:
+            raise Stopped from None
+
+    def train(self, study, jobs: list) -> None:
+        """`at_once` runs of the profile at a time: small networks leave much of a GPU, or of two cores, idle."""
+        from .study.cluster import cluster, make_runs, visible_gpus
+
         gpus, at_once = visible_gpus(), self.profile.at_once
         share = {"runs_per_gpu": at_once} if gpus else {"workers": min(at_once, len(os.sched_getaffinity(0)))}
         with cluster(**share) as client:
@@ -226,38 +155,107 @@ class Road:
         return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
     def walk(self, only: str | None = None, force: bool = False, deadline: float = float("inf")) -> None:
-        """Do what is missing or stale, one line a step. Raises Stopped between steps once `deadline` (seconds since 1970) has passed."""
+        """Do what is missing or stale and print one line a step. Raises Stopped once `deadline` (seconds since 1970) has passed and what had begun by then
+        has ended."""
         with only_one(self.root):
             for left_over in (self.root / "notebooks").glob(".part.*"):
                 left_over.unlink()
             record = Record(self.root)
-            for name in self.choose(only):
-                if time.time() >= deadline:
-                    raise Stopped
-                inputs = self.inputs(name, record)
-                reason = record.why(name, inputs) or ("forced" if force and not (only and name == "cohort") else "")
-                print(f"  {name.replace('_', ' '):<22}", end="", flush=True)
-                if not reason:
-                    record.save()
-                    print(f"unchanged ({spoken(record.steps[name]['elapsed_s'])} on {record.steps[name]['finished'][:10]})")
-                    continue
-                print(f"{reason} ... ", end="", flush=True)
-                start = time.monotonic()
-                try:
-                    files = self.do(name, record)
-                except BaseException as error:
-                    record.pause(name, time.monotonic() - start)
-                    print("failed" if isinstance(error, SOSError) else "stopped")  # ends the step's line; the caller tells why
-                    raise
-                record.finish(name, inputs, files, time.monotonic() - start)
-                print(spoken(time.monotonic() - start))
+            todo = [Todo(name, force and not (only and name == "cohort")) for name in self.choose(only)]
+            for step in todo:
+                if step.name not in self.notebooks:
+                    self.carry_out(step, record, deadline)
+            self.execute_notebooks([step for step in todo if step.name in self.notebooks], record, deadline)
             if not self.own and not only and set(record.steps) >= set(self.steps):
                 show_in_readme(f"times:{self.profile.name}", self.times(record))
 
+    def needed(self, step: "Todo", record: Record) -> bool:
+        """Whether the step must run, which then has begun in the record; else its line is printed."""
+        step.inputs = self.inputs(step.name, record)
+        step.reason = record.why(step.name, step.inputs) or ("forced" if step.forced else "")
+        if not step.reason:
+            record.save()
+            last = record.steps[step.name]
+            print(f"{step.title}unchanged ({spoken(last['elapsed_s'])} on {last['finished'][:10]})")
+            return False
+        step.before, step.began = self.results() if step.name != "cohort" else {}, time.time()
+        if step.name == "cohort":
+            if not self.own and step.name in record.steps and record.broken(step.name):
+                (self.root / "cohort" / "cohort.json").unlink(missing_ok=True)  # without it every file is made anew
+        else:
+            record.begin(step.name)
+        return True
+
+    def carry_out(self, step: "Todo", record: Record, deadline: float) -> None:
+        """The cohort or the runs."""
+        if time.time() >= deadline:
+            raise Stopped
+        if not self.needed(step, record):
+            return
+        print(f"{step.title}{step.reason} ... ", end="", flush=True)
+        try:
+            made = self.do(step.name)
+        except BaseException as error:
+            record.pause(step.name, time.time() - step.began)
+            print("failed" if isinstance(error, SOSError) else "stopped")  # ends the step's line; the caller tells why
+            raise
+        self.finish(step, record, made, [])
+        print(spoken(time.time() - step.began))
+
+    def execute_notebooks(self, steps: list["Todo"], record: Record, deadline: float) -> None:
+        """In the order of their numbers, `at_once` of them side by side where the runs that they read are made before; each line is printed when its
+        notebook has ended."""
+        parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
+        abreast = min(self.profile.at_once or 1, len(os.sched_getaffinity(0)))
+        threads = len(os.sched_getaffinity(0)) // abreast if abreast > 1 else 0
+        begun, running, wrong = [], {}, None
+        with TemporaryDirectory() as logs, ThreadPoolExecutor(abreast) as pool:
+            try:
+                while running or (steps and not wrong):
+                    while steps and not wrong and len(running) < abreast:
+                        if time.time() >= deadline:
+                            wrong = Stopped()
+                        elif self.needed(step := steps.pop(0), record):
+                            step.log = Path(logs, step.name)
+                            step.apart = Apart(self.notebooks[step.name], self.root / "notebooks", parameters, threads, step.log)
+                            begun.append(step)
+                            running[pool.submit(step.apart.made)] = step
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        step = running.pop(future)
+                        try:
+                            self.finish(step, record, future.result(), [other for other in begun if other is not step])
+                            print(f"{step.title}{step.reason} ... {spoken(time.time() - step.began)}", flush=True)
+                        except (SOSError, Stopped) as error:  # the others go on to their ends
+                            self.interrupted(step, record, "failed" if isinstance(error, SOSError) else "stopped")
+                            wrong = error if isinstance(error, SOSError) else wrong or error
+            except BaseException:
+                for step in running.values():
+                    step.apart.end()
+                    self.interrupted(step, record, "stopped")
+                raise
+        if wrong:
+            raise wrong
+
+    def interrupted(self, step: "Todo", record: Record, how: str) -> None:
+        record.pause(step.name, time.time() - step.began)
+        print(f"{step.title}{step.reason} ... {how}", flush=True)
+
+    def finish(self, step: "Todo", record: Record, made: list[Path], beside: list["Todo"]) -> None:
+        """Record what the step made: the results that it noted, and those that have changed, or that nobody owns since an attempt was cut off,
+        and that no notebook `beside` it noted."""
+        results = set()
+        if step.name != "cohort":
+            now, owned, others = self.results(), record.owned(), {path for other in beside for path in other.noted()}
+            results = {path for path, state in now.items() if path not in others and
+                       (step.before.get(path) != state or os.path.relpath(path, self.root) not in owned)}
+            results |= step.noted() & now.keys()
+        record.finish(step.name, step.inputs, [*made, *results], step.began)
+
     def times(self, record: Record) -> str:
-        """How long each step took when it was last carried out, attempts that were stopped included, as Markdown."""
+        """How long each step took when it was last carried out, attempts that were stopped included, as Markdown; of all together steps that ran side
+        by side count once."""
         took = {name.replace("_", " "): record.steps[name]["elapsed_s"] for name in self.steps}
-        rows = [f"| {name} | {spoken(seconds)} |" for name, seconds in {**took, "all": sum(took.values())}.items()]
+        rows = [f"| {name} | {spoken(seconds)} |" for name, seconds in {**took, "all": record.elapsed_s(self.steps)}.items()]
         return "\n".join([f"| step, profile `{self.profile.name}` | time |", "|---|---|", *rows]) + "\n"
 
     def where(self) -> str:
@@ -311,8 +309,6 @@ def main(argv: list[str] | None = None) -> int:
         deadline = round(start + 60 * args.stop_after)  # whole seconds, the same for the road and for the trainings in its notebooks
         os.environ["SOS_DEADLINE"] = str(deadline)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for name in ("papermill", "asyncio"):  # what ends a notebook is told below, in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         road = Road(args.profile or default_profile(), args.cohort, args.notebooks)
         print(f"profile {road.profile.name}, results in {short(road.root)}")

@@ -16,7 +16,7 @@ def frozen_norm(self, x):
 
 
 def main():
-    from sos.study.training import fit
+    from sos.study.fitting import fit
 
     study, config, teacher = pickle.loads(Path(sys.argv[1]).read_bytes())
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -9,15 +9,17 @@ import torch
 from test_tables import ABLATED, ablated, finished, held_out, predictions, shown, study, write_run  # noqa: F401  fixtures among them
 from test_views import small_store
 
-from sos.cohort.manifest import Cohort
-from sos.cohort.views import ViewLoader, jittered, training_rows
 from sos.choices import CHOICES, GROUPS
+from sos.cohort.batches import ViewLoader
+from sos.cohort.manifest import Cohort
+from sos.cohort.views import Views, jittered, training_rows
 from sos.config import PROFILES, TAUGHT_ROLES, RunConfig, get_profile
 from sos.stages import BASSED5
 from sos.study import ablation_figures, ablations, grid
+from sos.study.fitting import fit
 from sos.study.results import Results
 from sos.study.runs import run_name
-from sos.study.training import Study, fit
+from sos.study.training import Study
 
 PAPER = get_profile("paper")
 
@@ -145,14 +147,14 @@ def test_labelled_patients_follow_the_seed():
 
 
 def test_training_sees_the_labelled_patients_alone(tiny_cohort, tmp_path, monkeypatch):
-    seen, views = set(), ViewLoader.views
+    seen, views = set(), Views.__call__
 
     def spy(self, rows, *args):
         if self.training:
             seen.update(rows.tolist())
         return views(self, rows, *args)
 
-    monkeypatch.setattr(ViewLoader, "views", spy)
+    monkeypatch.setattr(Views, "__call__", spy)
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
     smoke = replace(get_profile("smoke"), native_px=96)
     config = smoke.run("baseline", 2).with_(label_share=0.4, epochs=2, batch_size=4, frame_px=32)

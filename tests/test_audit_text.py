@@ -12,8 +12,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation, find_objects, label
 
-from sos.cohort.audit_text import LARGEST, suspected_text
+from sos.cohort.audit_text import LARGEST, _outside, _patches, suspected_text
 from sos.cohort.manifest import read_manifest
 from sos.images.reader import read_image
 
@@ -92,3 +93,21 @@ def test_places_in_a_huge_image_are_in_its_own_pixels():
                          ids=["black", "white", "a line", "noise"])
 def test_nothing_is_read_into_pictures_of_nothing(pixels):
     assert suspected_text(pixels.astype(np.float32)) == []
+
+
+@pytest.mark.parametrize("share", [0.02, 0.25, 0.4])
+def test_patches_and_what_lies_round_them_are_those_of_scipy(share):
+    pixels = np.random.default_rng(4).random((90, 110)).astype(np.float32)
+    mask, eight = pixels < share, np.ones((3, 3), bool)
+    patches = _patches(mask, 0)
+    outside, expected = _outside(patches, pixels), {}
+    labels, _ = label(mask, eight)
+    for number, (rows, columns) in enumerate(find_objects(labels), 1):
+        h, w, inside = rows.stop - rows.start, columns.stop - columns.start, labels == number
+        area = inside.sum()
+        if 5 <= h <= 60 and w <= 12 * h and area >= 6 and not (area > 0.9 * h * w and w > 0.5 * h):
+            near = binary_dilation(inside, eight)
+            around = pixels[binary_dilation(near, eight) & ~near]
+            expected[columns.start, rows.start, columns.stop, rows.stop, area] = np.quantile(around.astype(float), 0.75)
+    found = {(*box, area): value for box, area, value in zip(patches.boxes.tolist(), patches.area.tolist(), outside, strict=True)}
+    assert found == pytest.approx(expected) and len(found) == len(patches.area) and (share == 0.02 or len(found) > 5)

@@ -12,7 +12,7 @@ from torch import nn
 
 from sos.config import BACKBONES, RunConfig
 from sos.errors import ConfigError, RunError
-from sos.method.backbones import ConvAttention, make_body, residual_blocks
+from sos.method.backbones import _BODIES, ConvAttention, make_body, residual_blocks
 from sos.method.models import build
 
 TORCHVISIONS = ("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
@@ -70,6 +70,34 @@ def test_a_grey_image_is_answered_as_the_rgb_network_did(backbone):
 def test_half_resnet18_has_half_the_channels_and_about_a_quarter_of_the_weights():
     count = {name: sum(weight.numel() for weight in network(name).parameters()) for name in ("resnet18_half", "resnet18")}
     assert 0.24 < count["resnet18_half"] / count["resnet18"] < 0.26
+
+
+class HalfResNet(torchvision.models.ResNet):
+    """torchvision's network, of half the channels."""
+
+    def __init__(self, *blocks):
+        super().__init__(torchvision.models.resnet.BasicBlock, list(blocks))
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == 64:  # the stem has just been made
+            self.inplanes, self.conv1, self.bn1 = 32, nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32)
+        return super()._make_layer(block, planes // 2, blocks, stride, dilate)
+
+
+@pytest.mark.parametrize(("backbone", "blocks"), [("resnet16_half", (2, 2, 2, 1)), ("resnet18_half", (2, 2, 2, 2))])
+def test_half_networks_are_torchvisions_of_half_the_channels_with_the_weights_of_the_same_seed(backbone, blocks):
+    torch.manual_seed(3)
+    whole = HalfResNet(*blocks).train()
+    theirs = nn.Sequential(*list(whole.children())[:-2])
+    expected = torch.get_rng_state()
+    torch.manual_seed(3)
+    ours, channels = _BODIES[backbone](False)
+    assert torch.equal(torch.get_rng_state(), expected) and channels == 256
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    x = noise(2, 3, 64, 64)
+    assert torch.equal(ours(x), theirs(x))
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_resnet16_half_is_resnet18_half_without_its_last_block():

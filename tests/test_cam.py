@@ -163,6 +163,20 @@ def test_explain_leaves_no_trace(net, training, layer):
     assert not net.body._forward_hooks and not net.head._forward_hooks
 
 
+@pytest.mark.parametrize("layer", CAM_LAYERS)
+def test_what_is_explained_may_be_chosen_from_the_logits(net, layer):
+    x, asked = noise(3, 1, 64, 64, seed=2), []
+
+    def second(logits):
+        asked.append(logits)
+        return logits.topk(2).indices[:, 1]
+
+    look, cam = explain(net, x, second, layer)
+    assert len(asked) == 1 and torch.equal(asked[0], look.logits) and not asked[0].requires_grad
+    assert torch.equal(cam, explain(net, x, look.logits.topk(2).indices[:, 1], layer)[1])
+    assert not torch.allclose(cam, explain(net, x, None, layer)[1], rtol=0.1)
+
+
 def test_an_image_is_explained_alike_alone_and_in_a_batch(net):
     x = noise(3, 1, 64, 64, seed=2)
     _, together = explain(net, x)

@@ -14,6 +14,7 @@ import sos
 from sos import cli, config
 from sos.errors import OutOfTime, RunError
 from sos.rows import JSON_KEYS, USE
+from sos.stages import BASSED5
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = ("phantom", "audit", "collect", "predict", "train", "grid", "suspects", "agreement", "export", "release", "config")
@@ -172,6 +173,15 @@ def test_predict(tmp_path, tiny_cohort, capsys, monkeypatch):
     with open(out, newline="") as file:
         assert next(csv.DictReader(file))["stage"] == str(good["stage"])
     assert len(list((tmp_path / "cam").iterdir())) == 1
+
+
+def test_predict_imports_what_it_needs_and_nothing_that_takes_long(tiny_cohort):
+    path = sorted((tiny_cohort.parent / "images").glob("*.dcm"))[0]
+    done = run("predict", path, "--weights", "released", "--json", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0 and json.loads(done.stdout)["stage"] in BASSED5.labels
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "pydicom"} <= imported
+    assert not imported & {"torchvision", "torch._dynamo", "sympy", "fastai", "pandas", "scipy", "matplotlib", "sklearn", "highdicom", "onnx"}
 
 
 def test_output_whose_reader_has_gone_is_no_traceback():

@@ -11,18 +11,19 @@ import torch
 from test_tables import predictions, write_run
 from test_training import assert_same_result, tiny
 
+from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import camera, normalise, still_scene
-from sos.cohort.views import ViewLoader
 from sos.config import CROP_TEACHER, DISTILLED, LOGIT_ONLY, PIPELINE, PLAIN, PROFILES, TWICE, RunConfig, get_profile
 from sos.errors import ConfigError, OutOfTime, RunError
 from sos.method.models import build
 from sos.predict import load_stager
 from sos.study import grid, latency, tables
 from sos.study.detector import Detector, Found, agreement, no_answer, stage_found
+from sos.study.fitting import fit
 from sos.study.metrics import measure, probability_columns
 from sos.study.results import NOT_YET, Results
-from sos.study.runs import run_name
-from sos.study.training import Study, evaluate, fit, frame_boxes
+from sos.study.runs import machine_record, run_name
+from sos.study.training import Study, evaluate, frame_boxes
 
 P = [f"p{k}" for k in range(1, 6)]
 
@@ -365,6 +366,20 @@ def test_latency_is_written_and_the_table_reads_it_back(written):
     written.profile = replace(written.profile, zoom=written.profile.zoom.with_(lr=0.5))  # times of another run are not this one's
     write_run(written, written.profile.run("zoom"), predictions(written.cohort, 2, 0.5))
     assert tables.competitors(Results(written)).shown.set_index("model")["time an image, ms"][TWICE] == NOT_YET
+
+
+def test_times_are_measured_once_for_the_same_runs_on_the_same_machine(written, monkeypatch):
+    first = latency.obtain(written)
+    monkeypatch.setattr(latency, "measure_latency", lambda study: pytest.fail("measured again"))
+    assert latency.obtain(written).equals(first)
+    measured = []
+    monkeypatch.setattr(latency, "measure_latency", measured.append)
+    file = written.folder / "latency.csv"
+    file.write_text(file.read_text().replace(machine_record("cpu")["processor"], "Abacus"))
+    latency.obtain(written)
+    file.unlink()
+    latency.obtain(written)
+    assert measured == [written, written]
 
 
 def test_without_a_run_there_is_no_time(tiny_cohort, tmp_path, monkeypatch):

@@ -15,9 +15,10 @@ from test_grid import tiny
 from torch import nn
 
 from sos import cli, config
-from sos.cohort.views import ViewLoader
+from sos.cohort.batches import ViewLoader
 from sos.errors import ConfigError, OutOfTime, RunError
-from sos.study.training import Study, evaluate, fit
+from sos.study.fitting import fit
+from sos.study.training import Study, evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

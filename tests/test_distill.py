@@ -12,7 +12,8 @@ from fastai.data.core import DataLoaders
 from fastai.optimizer import SGD
 from torch import nn
 
-from sos.cohort.views import PixelStore, ViewLoader
+from sos.cohort.batches import ViewLoader
+from sos.cohort.views import PixelStore
 from sos.config import ATTENTION_DISTANCES, EVIDENCES, RunConfig
 from sos.method.cam import class_score, explain, grad_cam, paste
 from sos.method.distill import TERMS, Distillation, distillation_terms

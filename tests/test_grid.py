@@ -229,6 +229,38 @@ def test_a_fault_of_the_software_is_told_with_its_last_line(tiny_cohort, capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
+def test_an_interpreter_makes_one_run_after_the_other_as_long_as_it_lives(one_by_one, tiny_cohort, monkeypatch):
+    """The bytes are those of runs made in one process, whichever the interpreter made before; a dead one and one of other code are not used again."""
+    monkeypatch.setattr(cluster, "_IDLE", [])
+    study = Study("tiny", tiny_cohort)
+    for role in ("baseline", "teacher"):
+        assert carry_out(order(study, config=study.profile.run(role)), []) == Outcome("teacher-000000000000")
+        (maker,) = cluster._IDLE
+        first = maker if role == "baseline" else first
+    assert maker is first
+    for run in (study.baseline(), study.teacher()):  # found on disk
+        assert (run.path / "predictions.csv").read_bytes() == (one_by_one / run.name / "predictions.csv").read_bytes()
+    assert "another version" in carry_out(order(study, code="older"), []).error
+    assert first.child.poll() is not None
+    (other,) = cluster._IDLE
+    other.child.kill()
+    other.child.wait()
+    assert carry_out(order(study), []) == Outcome("teacher-000000000000") and cluster._IDLE != [other]
+    cluster._IDLE.pop().end()
+
+
+def test_those_with_the_most_work_behind_them_begin_first():
+    profile = config.get_profile("quick")
+    jobs = grid.plan(profile)
+    first = grid.priorities(jobs)
+    for place, job in enumerate(jobs):
+        assert first[place] >= grid.work(job.config)
+        assert all(first[need] > first[place] for need in job.needs)
+    leaking = next(place for place, job in enumerate(jobs) if job.config.leak)
+    teacher = next(place for place, job in enumerate(jobs) if job.config == profile.run("teacher"))
+    assert first.index(max(first)) == teacher and first[leaking] < first[jobs.index(grid.Job(profile.run("baseline")))]
+
+
 @pytest.mark.parametrize(("changes", "words"), [({"code": "older"}, "another version"), ({"manifest": ""}, "sees no cohort below")])
 def test_a_worker_that_differs_from_this_machine_trains_nothing(changes, words, tiny_cohort):
     with pytest.raises(RunError, match=words):

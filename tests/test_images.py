@@ -30,7 +30,7 @@ from sos.errors import ImageError
 from sos.images import apart, header, midsagittal, reader
 from sos.images.dicom import DicomImage, Volume, read_dicom, read_series
 from sos.images.midsagittal import find_plane, midsagittal_slice
-from sos.images.reader import GreyImage, read_image, window_of
+from sos.images.reader import SPARSE, GreyImage, content_of, read_image, window_of
 
 # damaged files make pydicom and Pillow warn, about places in the file
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}:{module}") for kind, module in (
@@ -360,6 +360,18 @@ def test_transparent_pixels_are_padding(tmp_path):
     np.testing.assert_allclose(image.pixels[30:], expected(grey[30:].astype(int))[0], atol=2e-6)
 
 
+def test_the_colour_that_stands_for_transparency_is_padding(tmp_path):
+    colour = np.repeat(np.random.default_rng(5).integers(1, 255, (60, 70, 1), np.uint8), 3, 2)
+    colour[:9] = (0, 255, 0)
+    plain, keyed = tmp_path / "plain.png", tmp_path / "keyed.png"
+    Image.fromarray(colour).save(plain)
+    Image.fromarray(colour).save(keyed, transparency=(0, 255, 0))
+    one, other = read_image(plain), read_image(keyed)
+    assert one.record["mode"] == other.record["mode"] == "RGB"
+    assert one.pixels[:9].min() > 0 and not other.pixels[:9].any()
+    np.testing.assert_allclose(other.pixels[9:], expected(colour[9:, :, 0])[0], atol=1e-6)
+
+
 def test_exif_orientation_is_recorded_not_applied(tmp_path):
     image, exif = Image.fromarray(picture(8).astype(np.uint8)), Image.Exif()
     exif[0x0112] = 6
@@ -399,11 +411,15 @@ def test_real_slices_of_the_shared_folder():
 def test_the_window_is_that_of_a_sort(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     size = data.draw(st.integers(2, 5000))
-    kind = data.draw(st.sampled_from(["bytes", "words", "signed", "real", "outlier", "constant"]))
+    kind = data.draw(st.sampled_from(["bytes", "words", "signed", "real", "outlier", "constant", "background", "sorted", "sparse"]))
     values = {"bytes": lambda: rng.integers(0, 256, size), "words": lambda: rng.integers(0, 65536, size),
               "signed": lambda: rng.integers(-3000, 3000, size) * 2, "real": lambda: rng.normal(0, 1e-3, size),
               "outlier": lambda: np.append(rng.normal(0, 1, size), 1e20),
-              "constant": lambda: np.full(size, 7)}[kind]().astype(np.float32)
+              "constant": lambda: np.full(size, 7),
+              "background": lambda: rng.integers(0, 4096, size) * (rng.random(size) < rng.random()),
+              "sorted": lambda: np.sort(rng.integers(-999, 999, size)),
+              "sparse": lambda: np.where(np.arange(size) % SPARSE, rng.integers(0, 256, size), rng.choice([-1000, 1000]))  # all that is seen at first
+              }[kind]().astype(np.float32)
     low, high = np.percentile(values, [0.5, 99.8], method="inverted_cdf")
     assert window_of(values) == (low, high)
 
@@ -439,6 +455,23 @@ def test_a_picture_without_wide_borders_is_looked_at_whole(tmp_path):
     for name, image in (("none", seen), ("narrow", bordered(seen, 0, (4, 6), (4, 6)))):
         (tmp_path / name).write_bytes(encoded(image, "PNG"))
         assert read_image(tmp_path / name).record["content"] is None
+
+
+def test_two_plain_halves_are_no_borders(tmp_path):
+    """Above and below are borders both, and nothing lies between them."""
+    halves = np.full((200, 180), 40, np.uint8)
+    halves[90:] = 200
+    for k, pixels in enumerate((halves, halves.T)):
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+        image = read_image(tmp_path / f"{k}.png")
+        assert image.record["content"] is None and image.pixels.shape == pixels.shape
+
+
+def test_borders_beyond_transparent_pixels_are_found():
+    values = np.random.default_rng(2).uniform(50, 200, (300, 300)).astype(np.float32)
+    framed = np.pad(values, [(150, 90), (10, 120)], constant_values=np.nan)
+    assert content_of(framed) == (10, 150, 310, 450) and np.isnan(framed[0, 0])
+    assert content_of(np.full((99, 99), np.nan, np.float32)) is None
 
 
 def test_a_large_deflated_file_ends(tmp_path):

@@ -1,10 +1,13 @@
 """Metrics against scikit-learn on random tables, resamples that keep patients whole, and the gap closed on tables made by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from sos.study import metrics
 from sos.study.metrics import (attention_metrics, difference, gap_closed, interval, measure, paired, probability_columns, resamples,
                                staging_metrics)
 
@@ -63,6 +66,19 @@ def test_tied_probabilities_count_half_in_auroc():
     p = np.array([0.2, 0.5, 0.5, 0.5, 0.9])
     ours = staging_metrics(target, np.stack([1 - p, p], 1), np.ones((1, 5)))["auroc"][0]
     assert ours == pytest.approx(sk.roc_auc_score(target, p)) == pytest.approx(5 / 6)
+
+
+def test_auroc_of_resamples_is_the_share_of_pairs_in_order():
+    target, probabilities = draw(120, 4, 8)
+    probabilities = probabilities.round(1)  # many ties
+    counts = np.random.default_rng(1).integers(0, 3, (20, 120))
+    each = []
+    for stage in range(4):
+        rest = target != stage
+        p, q, a, b = probabilities[~rest, stage], probabilities[rest, stage], counts[:, ~rest], counts[:, rest]
+        order = (p[:, None] > q) + 0.5 * (p[:, None] == q)  # (images of the stage, others)
+        each.append(((a @ order) * b).sum(1) / (a.sum(1) * b.sum(1)))
+    assert staging_metrics(target, probabilities, counts)["auroc"] == pytest.approx(np.mean(each, 0), abs=1e-12)
 
 
 def test_a_stage_absent_from_the_table_is_left_out_of_auroc_and_macro_f1():
@@ -151,6 +167,28 @@ def test_measure_tells_of_attention_only_where_there_is_one():
     assert "pointing" not in measure(table, 20)
     told = measure(table.assign(pointing=1.0, energy=0.25, iou=np.linspace(0, 1, 40)), 20)
     assert told["energy"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25}) and told["iou"]["value"] == pytest.approx(0.5)
+
+
+def test_resamples_in_many_parts_are_those_in_one(monkeypatch):
+    table, other = predictions(90, 1, images_each=2), predictions(90, 2, images_each=2)
+    at_once = resamples(table["patient_id"], 50), measure(table, 50), difference(table, other, "auroc", 50)
+    monkeypatch.setattr(metrics, "AT_ONCE", 700)  # seven resamples
+    assert (resamples(table["patient_id"], 50) == at_once[0]).all()
+    in_parts = measure(table, 50)
+    for name, values in at_once[1].items():
+        assert in_parts[name] == pytest.approx(values, abs=1e-12), name
+    assert difference(table, other, "auroc", 50) == pytest.approx(at_once[2], abs=1e-12)
+
+
+def test_memory_of_the_bootstrap_of_many_images_is_bounded():
+    table = predictions(20_000)
+    tracemalloc.start()
+    try:
+        measure(table, 150)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 120 * 2**20  # all pairs of a stage with the rest would be 500 MiB; 2,000 resamples are measured as 150 are, a part after the other
 
 
 def test_interval_leaves_out_resamples_without_a_value():

@@ -38,7 +38,7 @@ def test_a_leak_raises_the_accuracy_on_the_images_that_leaked_only(study):
 
 def test_a_second_look_at_the_leak_trains_nothing(study, monkeypatch):
     first = mistakes.leak(study)
-    monkeypatch.setattr("sos.study.training.fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("sos.study.fitting.fit", lambda *_: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(mistakes.leak(study), first)
 
 

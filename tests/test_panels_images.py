@@ -15,8 +15,8 @@ from ipywidgets import HTML
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import MEAN, STD
-from sos.cohort.views import ViewLoader
 from sos.config import RunConfig
 from sos.errors import ConfigError
 from sos.method.models import build

@@ -18,7 +18,7 @@ from PIL import Image
 from test_figures import texts
 from torch import nn
 
-from sos.cohort.views import ViewLoader
+from sos.cohort.batches import ViewLoader
 from sos.config import ATTENTION_DISTANCES, EVIDENCES, MODELS, get_profile
 from sos.method.cam import box_mask, explain, judge_map, map_of
 from sos.method.distill import distillation_terms
@@ -457,8 +457,8 @@ def test_pictures_are_narrow_enough_and_whole_in_every_state(heat, lesson, way):
 
 CELL = """import os, pickle
 os.environ["SOS_HOME"] = "."
-from sos.study.training import Study
 from sos.panels.{0} import {0}
+from sos.study.training import Study
 {0}(Study(pickle.load(open("profile.pickle", "rb")), "cohort/manifest.csv", "cpu"))"""
 
 

@@ -1,11 +1,13 @@
 """From an image to a stage: places in pixels of the image, either direction of the head, and heat maps against the batch's own."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
 from sos.config import RunConfig
@@ -14,8 +16,10 @@ from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
 from sos.method.models import build
 from sos.pictures import save_picture
-from sos.predict import TOGETHER, Stager, load_stager, predict_paths, region
+from sos.predict import TINY, TOGETHER, Stager, connected, load_stager, predict_paths, region
 from sos.stages import BASSED5
+from sos.study import trust
+from sos.study.trust import scaled
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,39 @@ def test_the_region_holds_the_peak_and_ends_at_half_of_it():
     cam = np.zeros((10, 10))
     cam[2:5, 3:6], cam[3, 4], cam[8, 8] = 0.6, 1.0, 0.9  # the second spot is not connected
     assert region(cam) == [[0.3, 0.2], [0.6, 0.5]]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.6, 0.9])
+def test_the_part_of_a_mask_round_a_place_is_that_of_scipy(share):
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (1, 30), (30, 1), (40, 57), (64, 64)):
+        mask = rng.random((height, width)) < share
+        mask[height // 2, width // 2] = True
+        parts, _ = ndimage.label(mask)
+        assert (connected(mask, height // 2, width // 2) == (parts == parts[height // 2, width // 2])).all()
+
+
+def test_a_winding_part_is_followed_to_its_end():
+    mask = np.zeros((41, 41), bool)
+    mask[::2] = True  # rows joined at either end by turns
+    mask[1::4, -1] = mask[3::4, 0] = True
+    assert (connected(mask, 0, 0) == mask).all() and (connected(mask, 40, 5) == mask).all()
+    mask[21, -1] = False
+    assert connected(mask, 0, 0).sum() == mask[:22].sum() - mask[21].sum()
+
+
+def test_a_map_of_nothing_is_no_place(stager, image, monkeypatch):
+    monkeypatch.setattr("sos.predict.explain", lambda net, x, *rest: (explain(net, x, *rest)[0], torch.zeros(len(x), 6, 6)))
+    answer = stager.look(image)
+    assert answer["peak"] is None and answer["box"] is None and answer["stage"] in BASSED5.labels and not answer["cam"].any()
+    assert region(np.zeros((4, 8))) == [[0.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.7])
+def test_probabilities_are_calibrated_as_those_of_the_study(stager, image, temperature):
+    plain, calibrated = stager.look(image), replace(stager, temperature=temperature).look(image)
+    assert calibrated["probabilities"] == pytest.approx(scaled(np.array([plain["probabilities"]]), temperature)[0], abs=1e-12)
+    assert TINY == trust.TINY
 
 
 def test_rows_come_in_order_and_a_bad_file_stops_nothing(tmp_path):

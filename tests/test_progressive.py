@@ -11,14 +11,15 @@ from fastai.data.core import DataLoaders
 from fastai.optimizer import OptimWrapper
 from torch import nn
 
-from sos.cohort.views import PixelStore, ViewLoader
+from sos.cohort.batches import ViewLoader
+from sos.cohort.views import PixelStore
 from sos.config import RunConfig
 from sos.errors import ConfigError
 from sos.method.backbones import residual_blocks
 from sos.method.distill import Distillation
 from sos.method.models import Head, StagingNet, build
 from sos.method.progressive import Progressive, awake
-from sos.study.training import adamw, decayed_and_not
+from sos.study.fitting import adamw, decayed_and_not
 
 CONFIG = RunConfig(role="student", backbone="resnet18_half", output_stride=16, frame_px=64, batch_size=4, precision="fp32", w_attn=1.0)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sos import config, steps
+from sos import config, notebook, steps
 from sos.errors import ConfigError
+from sos.record import Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile = "smoke"\ncohort = ""'
@@ -62,7 +63,7 @@ class House:
 def house(tmp_path, monkeypatch):
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
-    monkeypatch.setitem(config.PROFILES, "tiny", replace(config.PROFILES["smoke"], name="tiny", patients=1))
+    monkeypatch.setitem(config.PROFILES, "tiny", replace(config.PROFILES["smoke"], name="tiny", patients=1, at_once=0))
     monkeypatch.setattr(config, "source_digest", lambda *paths: "as it is")  # who edits the package meanwhile disturbs no test
     yield House(tmp_path)
     signal.signal(signal.SIGTERM, handler)
@@ -225,7 +226,7 @@ def test_dead_kernel_is_told(house, capsys):
 def test_unknown_parameter_is_an_error_before_execution(house, tmp_path, cell):
     path = house.notebook("01_look", parameters=cell)
     with pytest.raises(ConfigError, match="knows no parameter"):
-        steps.execute(path, tmp_path / "out", {"profile": "tiny", "cohort": "mine.csv"})
+        notebook.execute(path, tmp_path / "out", {"profile": "tiny", "cohort": "mine.csv"})
     assert house.calls() == ""
 
 
@@ -264,7 +265,7 @@ def test_notebook_out_of_time_is_no_failure(house, capsys):
 def start_walk(house) -> subprocess.Popen:
     """The same road in a process of its own."""
     code = ("import sys; from dataclasses import replace; from sos import config, steps\n"
-            "config.PROFILES['tiny'] = replace(config.PROFILES['smoke'], name='tiny', patients=1)\n"
+            "config.PROFILES['tiny'] = replace(config.PROFILES['smoke'], name='tiny', patients=1, at_once=0)\n"
             "config.source_digest = lambda *paths: 'as it is'\n"
             "if __name__ == '__main__': sys.exit(steps.main(sys.argv[1:]))")
     script = house.home / "walk.py"
@@ -310,6 +311,85 @@ def test_second_process_waits_its_turn_and_kill_9_loses_nothing_done(house, caps
     assert house.calls() == "02"
     assert not list((house.root / "notebooks").glob(".part.*"))
     assert "did not finish" in capsys.readouterr().out
+
+
+@pytest.fixture
+def abreast(house, monkeypatch):
+    """The house with a profile whose notebooks go two at a time, after runs that are there already."""
+    monkeypatch.setitem(config.PROFILES, "tiny", replace(config.PROFILES["tiny"], at_once=2))
+    monkeypatch.setattr(steps.Road, "make_runs", lambda self: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    return house
+
+
+MEET = """(home / "{own}").touch()
+import time
+for _ in range(600):
+    if (home / "{other}").exists(): break
+    time.sleep(0.1)
+else: raise TimeoutError("alone")"""
+FIGURE = """
+from sos.files import note_result
+path = home / "runs" / profile / "figures" / "{name}.png"
+path.parent.mkdir(exist_ok=True)
+note_result(path)
+path.write_text("{name}")"""
+
+
+def test_notebooks_go_side_by_side_and_each_owns_what_it_wrote(abreast, capsys):
+    """Each waits for the other, so one after the other neither would end; and the first ends when the second has written its figure."""
+    abreast.notebook("01_look", MEET.format(own="first", other="second") + FIGURE.format(name="fig1"))
+    abreast.notebook("02_learn", FIGURE.format(name="fig2") + "\n" + MEET.format(own="second", other="first") + "\ntime.sleep(1)")
+    abreast.notebook("03_more", FIGURE.format(name="fig3"))
+    assert abreast.walk() == 0
+    assert sorted(abreast.calls().split()) == ["01", "02", "03"]
+    known = json.loads((abreast.root / "steps.json").read_text())["steps"]
+    figures = {name: [Path(file).stem for file in step["outputs"] if file.startswith("figures/")] for name, step in known.items()}
+    assert figures == {"cohort": [], "runs": [], "01_look": ["fig1"], "02_learn": ["fig2"], "03_more": ["fig3"]}
+    capsys.readouterr()
+    (abreast.root / "figures" / "fig2.png").unlink()
+    assert abreast.walk() == 0
+    assert abreast.calls() == "02" and capsys.readouterr().out.count("unchanged") == 4
+
+
+def test_a_notebook_beside_one_that_fails_comes_to_its_end(abreast, capsys):
+    abreast.notebook("01_look", MEET.format(own="first", other="second") + "\nraise ValueError('no such stage')")
+    abreast.notebook("02_learn", MEET.format(own="second", other="runs/tiny/notebooks/01_look.failed.ipynb") + "\ntime.sleep(3)")
+    abreast.notebook("03_more")
+    assert abreast.walk() == 1
+    told = capsys.readouterr()
+    assert "01_look.ipynb, cell [4]: ValueError: no such stage" in told.err and (abreast.root / "notebooks" / "02_learn.ipynb").is_file()
+    assert told.out.index("failed") < told.out.index("02 learn") and "03 more" not in told.out
+    abreast.calls()
+    abreast.notebook("01_look")
+    assert abreast.walk() == 0
+    assert sorted(abreast.calls().split()) == ["01", "03"]
+
+
+def test_side_by_side_counts_once_in_the_time_of_all(tmp_path):
+    record = Record(tmp_path)
+    for name, span, spent_s in (("runs", [0, 100], 0), ("01", [100, 160], 5), ("02", [100, 130], 0), ("03", [130, 170], 0), ("cohort", None, 12)):
+        record.steps[name] = {"elapsed_s": spent_s + (span[1] - span[0] if span else 0)} | ({"span": span} if span else {})
+    assert record.elapsed_s(list(record.steps)) == 12 + 100 + 5 + 70
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_kernel_outlives_the_road(house, end):
+    house.notebook("01_look", "(home / 'pid').write_text(str(os.getpid()))\nimport time\ntime.sleep(600)")
+    running = start_walk(house)
+    wait_for(house.home / "pid")
+    time.sleep(0.5)  # the number is written
+    running.send_signal(end)
+    assert running.wait(60) == (-9 if end == signal.SIGKILL else 130)
+    kernel = int((house.home / "pid").read_text())
+    for _ in range(300):
+        try:
+            os.kill(kernel, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the kernel lives on")
 
 
 def test_broken_record_is_told(house, capsys):

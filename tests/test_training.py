@@ -11,17 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sos.cohort.batches import ViewLoader
 from sos.cohort.manifest import BOX, read_manifest
-from sos.cohort.views import ViewLoader
+from sos.cohort.views import Views
 from sos.config import CAM_LAYERS, get_profile
 from sos.errors import ConfigError, OutOfTime
 from sos.method.cam import box_mask, explain, peak
 from sos.method.models import build
 from sos.study import training
+from sos.study.fitting import fit
 from sos.study.grid import find
 from sos.study.metrics import measure
 from sos.study.runs import Run
-from sos.study.training import Study, evaluate, fit, frame_boxes, localise, train, use_bf16
+from sos.study.training import Study, evaluate, frame_boxes, localise, train, use_bf16
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,7 +111,7 @@ def test_saved_predictions_are_those_of_the_saved_weights(study):
 def test_a_finished_run_is_found_and_not_trained_again(study, monkeypatch):
     run = study.student()
     written = (run.path / "config.json").stat().st_mtime_ns
-    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("sos.study.fitting.fit", lambda *_, **__: pytest.fail("trained again"))
     again = Study(study.profile, study.manifest, device="cpu")
     assert again.student().path == run.path and again.teacher().path == study.teacher().path
     assert (run.path / "config.json").stat().st_mtime_ns == written
@@ -239,14 +241,14 @@ def test_a_student_may_name_the_backbone_of_its_teacher(study):
 
 def test_the_students_window_is_the_teachers(study, tmp_path, monkeypatch):
     seen = []
-    views = ViewLoader.views
+    views = Views.__call__
 
     def spy(self, rows):
         batch = views(self, rows)
         seen.append([tuple(part.shape[1:]) for part in batch])
         return batch
 
-    monkeypatch.setattr(ViewLoader, "views", spy)
+    monkeypatch.setattr(Views, "__call__", spy)
     fit(study.profile.run("student").with_(epochs=1, window_px=200), study.store, study.cohort, tmp_path / "c.pt", study.teacher(), "cpu")
     assert [(1, 64, 64), (1, 32, 32), (4,), ()] in seen and [(1, 64, 64), ()] in seen
     assert all(shape != (1, 200, 200) for batch in seen for shape in batch)

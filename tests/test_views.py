@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import Light, Scene, camera, normalise, random_scene, reduce_to, square_window, still_scene
 from sos.cohort.manifest import BOX, read_manifest
-from sos.cohort.views import PixelStore, ViewLoader, open_store
+from sos.cohort.views import PixelStore, open_store
 from sos.config import RunConfig
 from sos.errors import CohortError
 from sos.images.reader import GreyImage, read_image
@@ -245,7 +246,7 @@ def test_both_cameras_have_the_same_light():
     store = small_store()
     store.pixels[:] = 120  # one grey everywhere: light is all that differs
     loader = ViewLoader(store, range(10), config, training=True, window_px=16)
-    loader.generator.manual_seed(1)
+    loader.views.generator.manual_seed(1)
     frame, crop, window, _ = loader.views(np.arange(10))
     middle = frame[:, 0, 16, 16]
     assert torch.allclose(crop[:, 0, 8, 8], middle, atol=1e-3) and middle.std() > 0.1

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import find_objects, label
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 LARGEST = 1600  # pixels along the longer side; larger images are halved until they fit
 #: Grey values above which patches are looked for, and those for dark letters on white, where the image is looked at as its negative.
@@ -17,7 +18,6 @@ HEIGHTS = (5, 60)  # pixels of a letter
 CONTRAST, FLATNESS = 0.18, 0.4  # of a letter against what lies 2 px outside it; share of its pixels within 0.1 of its own value
 WHITE = 0.1  # at most, in the negative, round a dark letter
 SURE_CONTRAST, SURE_SPREAD = 0.25, 0.03  # of three letters; four need less, for bones come in threes
-EIGHT = np.ones((3, 3), bool)
 
 Place = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
@@ -45,55 +45,119 @@ def suspected_text(pixels: np.ndarray) -> list[Place]:
         size = (pixels.shape[1] // factor, pixels.shape[0] // factor)
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
     places = [place for picture, levels, most in ((pixels, LEVELS, 1.0), (1 - pixels, NEGATIVE_LEVELS, WHITE))
-              for level in levels for line in _lines(_letters(picture, level, most)) if (place := _place(line))]
+              for letters in _letters(picture, levels, most) for line in _lines(letters) if (place := _place(line))]
     return [tuple(int(v) * factor for v in place) for place in _merged(places)]
 
 
-def _letters(pixels: np.ndarray, level: float, most_around: float) -> list[_Letter]:
-    """Patches above `level` that may be letters; most_around: grey value outside them at most."""
-    patches, found = label(pixels >= level, EIGHT)[0], []
-    for number, (rows, columns) in enumerate(find_objects(patches), 1):
-        h, w = rows.stop - rows.start, columns.stop - columns.start
-        if not HEIGHTS[0] <= h <= HEIGHTS[1] or w > 12 * h:
-            continue
-        window = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in (rows, columns))
-        inside, values = patches[window] == number, pixels[window]
-        area = int(inside.sum())
-        if area < 6 or area > 0.9 * h * w and w > 0.5 * h:  # a speck; a filled block
-            continue
-        stroke = values[inside]
-        if stroke.max() - values.min() < CONTRAST:  # what is asked for below can only be less; half of all patches end here
-            continue
-        value = _quantile(stroke, 0.9)
-        if (stroke >= value - 0.1).mean() < FLATNESS:
-            continue
-        edge = _grown(inside)
-        around = values[_grown(edge) & ~edge]
-        if not around.size or value - (outside := _quantile(around, 0.75)) < CONTRAST or outside > most_around:
-            continue
-        strokes = 1
-        if w > 2.5 * h:
-            begins = np.diff(np.pad(inside, ((0, 0), (1, 0))).astype(np.int8), axis=1) > 0
-            strokes = int(np.median(begins.sum(1)[3:-3]) / 2)
-            if strokes < 0.5 * w / h or area > 0.75 * h * w:  # a block of noise has holes, too
-                continue
-        found.append(_Letter(columns.start, rows.start, columns.stop, rows.stop, value, value - outside, strokes))
-    return found
+class _Patches(NamedTuple):
+    """Patches as runs of pixels along rows: what is asked of one patch is asked of all at once, an image has hundreds."""
+
+    boxes: np.ndarray  # (n, 4) x0, y0, x1, y1
+    area: np.ndarray  # (n,)
+    level: np.ndarray  # (n,) number of the level above which it was found
+    runs: np.ndarray  # (3, m) y, x0, x1, those of a patch one after the other
+    owner: np.ndarray  # (m,) number of the patch that a run is part of
+
+    def those(self, kept: np.ndarray) -> "_Patches":
+        """The patches for which `kept` (n,) holds."""
+        runs = kept[self.owner]
+        return _Patches(self.boxes[kept], self.area[kept], self.level[kept], self.runs[:, runs], (np.cumsum(kept) - 1)[self.owner[runs]])
 
 
-def _quantile(values: np.ndarray, share: float) -> float:
-    """numpy's quantile of a few values (n,), without its cost of 40 µs a call; an image has a thousand patches."""
-    values, place = np.sort(values), share * (len(values) - 1)
-    low, high = float(values[int(place)]), float(values[min(int(place) + 1, len(values) - 1)])
-    return low + (place - int(place)) * (high - low)
+def _letters(pixels: np.ndarray, levels: tuple[float, ...], most_around: float) -> list[list[_Letter]]:
+    """Patches above each level that may be letters; most_around: grey value outside them at most."""
+    patches = _together([_patches(pixels >= level, number) for number, level in enumerate(levels)])
+    y, x0, x1 = patches.runs
+    owner, strokes = np.repeat(patches.owner, x1 - x0), pixels[np.repeat(y, x1 - x0), _ranges(x0, x1)]
+    value = _quantiles(strokes, owner, patches.area, 0.9)
+    close = strokes >= (value - 0.1).astype(pixels.dtype)[owner]
+    flat = np.bincount(owner, close, len(value)) / patches.area >= FLATNESS
+    patches, value = patches.those(flat), value[flat]
+    outside = _outside(patches, pixels)
+    letters = [[] for _ in levels]
+    for i in np.flatnonzero((value - outside >= CONTRAST) & (outside <= most_around)):
+        if strokes := _strokes(patches, i, len(pixels)):
+            letters[patches.level[i]].append(_Letter(*patches.boxes[i].tolist(), float(value[i]), float(value[i] - outside[i]), strokes))
+    return letters
 
 
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """A small mask (h, w) and its eight neighbours of each pixel."""
-    wide = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), bool)
-    wide[1:-1, 1:-1] = mask
-    tall = wide[:-2] | wide[1:-1] | wide[2:]
-    return tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]
+def _patches(mask: np.ndarray, level: int) -> _Patches:
+    """The patches of a mask (h, w), corners touching, that are of the size of letters."""
+    wide = mask.shape[1] + 1
+    padded = np.zeros((len(mask) + 1, wide), bool)  # a gap before each row
+    padded[:-1, 1:] = mask
+    begin, end = np.flatnonzero(padded.ravel()[1:] != padded.ravel()[:-1]).astype(np.int32).reshape(-1, 2).T + 1
+    first, last = np.searchsorted(end, begin + wide), np.searchsorted(begin, end + wide, "right")  # runs of the next row that one touches
+    below = _ranges(first, last)
+    links = csr_array((np.ones(len(below)), below, np.append(0, np.cumsum(last - first))), (len(begin), len(begin)))
+    owner = connected_components(links, directed=False)[1]
+    order = np.argsort(owner, kind="stable")
+    y = begin // wide
+    owner, (y, x0, x1) = owner[order], (runs := np.stack([y, begin - y * wide - 1, end - y * wide - 1])[:, order])
+    heads = np.flatnonzero(np.diff(owner, prepend=-1))
+    tails = np.append(heads, len(owner))[1:] - 1
+    boxes = np.stack([np.minimum.reduceat(x0, heads), y[heads], np.maximum.reduceat(x1, heads), y[tails] + 1], 1)
+    area, (w, h) = np.add.reduceat(x1 - x0, heads), (boxes[:, 2:] - boxes[:, :2]).T
+    sized = (HEIGHTS[0] <= h) & (h <= HEIGHTS[1]) & (w <= 12 * h)
+    speck, block = area < 6, (area > 0.9 * h * w) & (w > 0.5 * h)
+    return _Patches(boxes, area, np.full(len(area), level), runs, owner).those(sized & ~speck & ~block)
+
+
+def _together(found: list[_Patches]) -> _Patches:
+    """Those of all levels, numbered on."""
+    boxes, area, level, runs, owner = zip(*found, strict=True)
+    before = np.cumsum([0, *map(len, area)])
+    return _Patches(*map(np.concatenate, (boxes, area, level)), np.concatenate(runs, 1),
+                    np.concatenate([numbers + n for numbers, n in zip(owner, before)]))
+
+
+def _outside(patches: _Patches, pixels: np.ndarray) -> np.ndarray:
+    """(n,) grey value 2 px outside each patch: the upper quartile; infinite where all of that is outside the image or the patch."""
+    (y, x0, x1), owner = patches.runs, patches.owner
+    left, top = patches.boxes[:, :2].T - 2
+    w, h = (patches.boxes[:, 2:] - patches.boxes[:, :2]).T + 4
+    after = np.cumsum(w * h)  # the surroundings of all patches in one line of cells
+    row, begin, end = y - top[owner], x0 - left[owner], x1 - left[owner]
+
+    def grown(by):
+        at = (after - w * h)[owner] + (row + np.arange(-by, by + 1)[:, None]) * w[owner]
+        begins, ends = (np.bincount(edge.ravel(), minlength=(w * h).sum() + 1) for edge in (at + begin - by, at + end + by))
+        return np.cumsum(begins - ends) > 0
+
+    cells = np.flatnonzero(grown(2) & ~grown(1))
+    owner = np.repeat(np.arange(len(w)), w * h)[cells]
+    y, x = np.divmod(cells - (after - w * h)[owner], w[owner])
+    y, x = y + top[owner], x + left[owner]
+    seen = (y >= 0) & (x >= 0) & (y < pixels.shape[0]) & (x < pixels.shape[1])
+    return _quantiles(pixels[y[seen], x[seen]], owner[seen], np.bincount(owner[seen], minlength=len(w)), 0.75)
+
+
+def _strokes(patches: _Patches, i: int, height: int) -> int:
+    """How many letters patch i of an image of `height` rows is, 0 where it is none."""
+    x0, y0, x1, y1 = patches.boxes[i].tolist()
+    w, h = x1 - x0, y1 - y0
+    if w <= 2.5 * h:
+        return 1
+    begins = np.bincount(patches.runs[0, patches.owner == i] - y0)
+    strokes = int(np.median(begins[max(3 - y0, 0):h - max(y1 + 3 - height, 0)]) / 2)
+    return 0 if strokes < 0.5 * w / h or patches.area[i] > 0.75 * h * w else strokes  # a block of noise has holes, too
+
+
+def _ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """All whole numbers of several ranges, one range after the other."""
+    sizes = end - begin
+    return np.arange(sizes.sum()) + np.repeat(end - np.cumsum(sizes), sizes)
+
+
+def _quantiles(values: np.ndarray, group: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
+    """numpy's quantile of each group of values, in double precision, infinite for an empty one. group: (m,) from 0 upwards; sizes: (n,)."""
+    order = np.argsort(values)
+    order = order[np.argsort(group[order].astype(np.min_scalar_type(len(sizes))), kind="stable")]  # small whole numbers are sorted in no time
+    values = np.append(values[order], 0).astype(float)
+    first, place = np.cumsum(sizes) - sizes, share * (sizes - 1)
+    below = place.astype(np.int64)
+    low, high = values[first + below], values[first + np.minimum(below + 1, sizes - 1)]
+    return np.where(sizes > 0, low + (place - below) * (high - low), np.inf)
 
 
 def _lines(letters: list[_Letter]) -> list[list[_Letter]]:
@@ -124,12 +188,14 @@ def _lines(letters: list[_Letter]) -> list[list[_Letter]]:
 def _place(line: list[_Letter]) -> Place | None:
     """The box round a line of letters, None where it is no line of text."""
     letters = sum(letter.strokes for letter in line)
+    if len(line) < 2 or letters < 3:
+        return None
     height = float(np.median([letter.height for letter in line]))
     bottoms = np.array([letter.y1 for letter in line])
     on_line = (np.abs(bottoms - np.median(bottoms)) <= max(1.0, 0.12 * height)).mean()
     x0, y0, x1, y1 = (f(letter[k] for letter in line) for k, f in enumerate((min, min, max, max)))
     bars = sum(letter.x1 - letter.x0 <= 0.35 * letter.height for letter in line)  # as the marks of a ruler
-    if len(line) < 2 or letters < 3 or on_line < 0.6 or x1 - x0 < 1.2 * height or bars > 0.7 * len(line):
+    if on_line < 0.6 or x1 - x0 < 1.2 * height or bars > 0.7 * len(line):
         return None
     sure = min(letter.contrast for letter in line) >= SURE_CONTRAST and np.ptp([letter.value for letter in line]) <= SURE_SPREAD
     return (x0, y0, x1, y1) if letters > 3 or sure else None

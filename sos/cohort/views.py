@@ -1,4 +1,4 @@
-"""Pixels and batches. A cohort is decoded once into one array; after that, a batch of views is a handful of tensor operations."""
+"""Pixels and views of them. A cohort is decoded once into one array; after that, a batch of views is a handful of tensor operations."""
 
 import hashlib
 import json
@@ -12,10 +12,9 @@ from tempfile import TemporaryFile
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.load import DataLoader
 
 from ..config import RunConfig, digest
-from ..errors import CohortError, ConfigError, SOSError
+from ..errors import CohortError, SOSError
 from ..images.reader import read_image
 from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
 from .manifest import BOX, Cohort
@@ -101,42 +100,20 @@ def _decode(cohort: Cohort, folder: Path, native_px: int) -> None:
         temporary.rename(folder)
 
 
-class ViewLoader(DataLoader):
-    """fastai loader of views; `role` decides what is in a batch.
+class Views:
+    """What networks see of a store's images; `role` decides what is in a batch.
 
     teacher: (window picture, target). baseline: (frame, target). student in training: (frame, window picture, window, target) with both
     pictures of one scene and `window` (b, 4) in frame coordinates; student in validation: (frame, target). detector: (frame, box), the
-    expert's (b, 4) in frame coordinates.
-    The order and the transforms of epoch e depend on (seed, e) alone, so that training goes on after a stop exactly as it would have.
-    window_px, window_scale: those of a student's teacher; 0: the config's own. share: (i, n), this is the i-th (from 0) of n processes that train
-    together and each batch's every n-th view is its; raises ConfigError where a batch cannot be shared.
+    expert's (b, 4) in frame coordinates. window_px, window_scale: those of a student's teacher; 0: the config's own.
     """
 
-    def __init__(self, store: PixelStore, rows, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0,
-                 share: tuple[int, int] = (0, 1)):
-        if share[1] > 1 and (config.batch_size % share[1] or len(rows) < config.batch_size):
-            raise ConfigError(f"a batch of {config.batch_size} of {len(rows)} images cannot be shared by {share[1]} devices; change batch_size")
-        super().__init__(dataset=list(rows), bs=config.batch_size if training else 2 * config.batch_size, shuffle=training, drop_last=training
-                         and len(rows) >= config.batch_size, num_workers=0, device=torch.device(device))
-        self.store, self.config, self.training, self.epoch = store, config, training, 0
-        self.share = share
+    def __init__(self, store: PixelStore, config: RunConfig, *, training: bool, device="cpu", window_px: int = 0, window_scale: float = 0.0):
+        self.store, self.config, self.training, self.device = store, config, training, torch.device(device)
         self.window_px, self.window_scale = window_px or config.window_px, window_scale or config.window_scale
-        self.rows = np.asarray(rows)
         self.generator = torch.Generator(device=self.device)
 
-    def get_idxs(self):
-        if not self.training:
-            return list(range(self.n))
-        self.generator.manual_seed(int.from_bytes(hashlib.sha256(f"{self.config.seed} {self.epoch}".encode()).digest()[:7], "big"))
-        return torch.randperm(self.n, generator=self.generator, device=self.device).tolist()
-
-    def create_batch(self, items):
-        batch = self.views(np.asarray(items))
-        if self.share == (0, 1):
-            return batch
-        return tuple(part[self.share[0]::self.share[1]] for part in batch)  # drawn whole, so that the draws are those of one process
-
-    def views(self, rows: np.ndarray, mirrored: bool = False):
+    def __call__(self, rows: np.ndarray, mirrored: bool = False):
         """The batch of the images in `rows`; outside of training as they are, or `mirrored`."""
         store, config = self.store, self.config
         native = torch.from_numpy(np.ascontiguousarray(store.native(rows))).to(self.device)[:, None].float()

@@ -26,7 +26,7 @@ def grey(dataset, index: int, record: dict) -> np.ndarray:
     if record["inverted"]:  # complement within the bits stored, so that rescale gives the values of the positive
         bottom = -(2 ** (record["bits_stored"] - 1)) if array.dtype.kind == "i" else 0
         ends = (values.min() + values.max()) if array.dtype.kind == "f" else 2 * bottom + 2 ** record["bits_stored"] - 1
-        values = np.float32(ends) - values
+        np.subtract(np.float32(ends), values, out=values)
     if "ModalityLUTSequence" in dataset:
         stored = values.astype(array.dtype) if record["inverted"] else array
         values = apply_modality_lut(stored, dataset).astype(np.float32)
@@ -38,9 +38,10 @@ def grey(dataset, index: int, record: dict) -> np.ndarray:
         record["rescale"] = record["rescale"] or (slope, intercept)
         if (slope, intercept) != (1.0, 0.0):
             with np.errstate(over="ignore"):
-                values = values * np.float32(slope) + np.float32(intercept)
+                values *= np.float32(slope)
+                values += np.float32(intercept)
     if record["display"] == "falling table":  # its maker shows it the other way round
-        values = -values
+        np.negative(values, out=values)
     if padding is not None:
         values[padding] = np.nan
     return values
@@ -52,9 +53,9 @@ def _stored(dataset, index: int) -> np.ndarray:
         return _decode(dataset, index)
     allocated, stored, high = (whole(dataset, name, 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
     if "PixelData" in dataset and stored <= high < allocated:  # pixels may begin above the lowest bit, or the tag may be wrong
-        array = _decode(dataset, index, correct_unused_bits=False)
-        if array.dtype.kind in "iu" and not (array & ((1 << (high + 1 - stored)) - 1)).any():
-            return (array << (allocated - 1 - high)) >> (allocated - stored)
+        array, unused = _decode(dataset, index, correct_unused_bits=False), high + 1 - stored
+        if array.dtype.kind in "iu" and not (unused and (array & ((1 << unused) - 1)).any()):
+            return array if stored == allocated else (array << (allocated - 1 - high)) >> (allocated - stored)
     return _decode(dataset, index)
 
 

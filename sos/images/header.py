@@ -11,12 +11,14 @@ import struct
 import warnings
 import zlib
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import ImageError
@@ -103,6 +105,9 @@ def _refuse_inflation(path: Path, head: bytes) -> None:
                 raise ImageError(f"{path.name}: inflates to more than {most >> 20} MiB; export it uncompressed")
 
 
+_tag = cache(Tag)  # keywords are few, and pydicom first tries each as a hexadecimal number
+
+
 def whole(dataset, keyword: str, default: int) -> int:
     """A whole number of the header; `default` where it is absent, empty or malformed."""
     found = numbers(dataset, keyword, 1)
@@ -111,13 +116,12 @@ def whole(dataset, keyword: str, default: int) -> int:
 
 def numbers(dataset, keyword: str, count: int) -> np.ndarray | None:
     """`count` finite numbers of an element, or None where it is absent, empty or malformed."""
-    if keyword not in dataset:
-        return None
-    raw = dataset.get_item(keyword).value
-    if isinstance(raw, bytes) and len(raw) > MAX_NUMBERS:
+    tag = _tag(keyword)
+    element = dataset.get_item(tag)
+    if element is None or isinstance(element.value, bytes) and len(element.value) > MAX_NUMBERS:
         return None
     try:
-        value = dataset[keyword].value
+        value = dataset[tag].value
         if value is None or value == "":
             return None
         found = np.atleast_1d(np.asarray(value, float))

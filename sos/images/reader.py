@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ DARK, BRIGHT = 0.005, 0.998  # shares of pixels below the grey values that becom
 SMALLEST = 32  # pixels along the shorter side; below, it is an icon
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 ORIENTATION = 0x0112  # EXIF tag
-LEVELS = 1 << 16
-STRIP = 512  # rows
+SPARSE = 61  # pixels; a prime, so that every column is met
+STRIP, EDGE = 512, 32  # rows at once
 BORDER = 0.25  # of the longer side of a screenshot
 PLAIN, STRAY = 0.03, 0.002  # of the grey range: noise of JPEG; of a line's pixels: a stray spot
 
@@ -97,17 +98,19 @@ def _read_screenshot(path: Path, kind: str) -> tuple[np.ndarray, dict]:
             notes.append(f"EXIF orientation {orientation} was ignored; pixels are as stored")
         if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
             return np.asarray(image).astype(np.float32), record
-        layers = np.asarray(image.convert("LA" if image.mode in ("1", "LA") else "RGBA"))  # (h, w, c) uint8
-    alpha, colour = layers[..., -1], layers[..., :-1]
-    if colour.shape[-1] == 1 or ((colour[..., 0] == colour[..., 1]) & (colour[..., 1] == colour[..., 2])).all():
-        values = colour[..., 0].astype(np.float32)
+        opaque = image.mode == "RGB" and "transparency" not in image.info
+        layers = np.asarray(image if opaque else image.convert("LA" if image.mode in ("1", "LA") else "RGBA"))  # (h, w, c) uint8
+    channels = [*np.moveaxis(layers, -1, 0)]
+    alpha = None if opaque else channels.pop()
+    if all((channels[0] == other).all() for other in channels[1:]):
+        values = channels[0].astype(np.float32)
     else:
-        values = np.empty(colour.shape[:2], np.float32)
+        values = np.empty(layers.shape[:2], np.float32)
         for top in range(0, len(values), STRIP):  # three channels of a large image as float32 at once would take too much memory
-            values[top:top + STRIP] = colour[top:top + STRIP].astype(np.float32) @ LUMINANCE
-        if (np.ptp(colour, axis=-1) > 32).mean() > 0.001:  # more than the chroma noise of JPEG
+            values[top:top + STRIP] = layers[top:top + STRIP, :, :3].astype(np.float32) @ LUMINANCE
+        if (reduce(np.maximum, channels) - reduce(np.minimum, channels) > 32).mean() > 0.001:  # more than the chroma noise of JPEG
             notes.append("coloured pixels were converted to grey")
-    if (alpha < 128).any():
+    if alpha is not None and alpha.min() < 128:
         values[alpha < 128] = np.nan
     return values, record
 
@@ -118,23 +121,28 @@ def content_of(values: np.ndarray) -> tuple[int, int, int, int] | None:
     A border is made of whole rows or columns that hold little but the grey value of the corner that they lie at. It is told
     only where it takes more than BORDER of the longer side: narrower ones are usual in what networks were trained on, and nothing is gained.
     """
-    filled = np.nan_to_num(values, nan=float(np.nanmin(values)) if np.isfinite(values).any() else 0.0)
+    measured = np.isfinite(values)
+    filled = values if measured.all() else np.nan_to_num(values, nan=float(np.nanmin(values)) if measured.any() else 0.0)
     tolerance, ends = PLAIN * max(float(np.ptp(filled)), 1e-6), []
     for _ in range(2):  # rows, then columns of the rows that are left
-        before, after = (np.flatnonzero(_busy_lines(filled, grey, tolerance)) for grey in (filled[0, 0], filled[-1, -1]))
-        first, end = (int(before[0]), int(after[-1]) + 1) if len(before) and len(after) else (0, len(filled))
+        before, after = (_plain_lines(lines, tolerance) for lines in (filled, filled[::-1, ::-1]))
+        first, end = (0, len(filled)) if len(filled) in (before, after) else (before, len(filled) - after)
+        if end - first < SMALLEST:
+            return None
         ends.append((first, end))
         filled = filled[first:end].T
     (y0, y1), (x0, x1) = ends
     height, width = values.shape
-    if max(y1 - y0, x1 - x0) > (1 - BORDER) * max(height, width) or min(y1 - y0, x1 - x0) < SMALLEST:
-        return None
-    return x0, y0, x1, y1
+    return None if max(y1 - y0, x1 - x0) > (1 - BORDER) * max(height, width) else (x0, y0, x1, y1)
 
 
-def _busy_lines(lines: np.ndarray, grey: float, tolerance: float) -> np.ndarray:
-    """Which rows of (n, m) hold more than a few pixels that are not `grey`."""
-    return (abs(lines - grey) > tolerance).mean(1) >= STRAY
+def _plain_lines(lines: np.ndarray, tolerance: float) -> int:
+    """How many rows of (n, m), from the first on, hold no more than a few pixels that are not of the first one's grey."""
+    for start in range(0, len(lines), EDGE):
+        busy = (abs(lines[start:start + EDGE] - lines[0, 0]) > tolerance).mean(1) >= STRAY
+        if busy.any():
+            return start + int(busy.argmax())
+    return len(lines)
 
 
 def _holds_more(image) -> bool:
@@ -148,7 +156,7 @@ def _holds_more(image) -> bool:
 
 
 def _to_grey(values: np.ndarray, path: Path, record: dict) -> np.ndarray:
-    """Map source values to [0, 1] by robust percentiles; notes the window in `record`."""
+    """Map source values to [0, 1] by robust percentiles, in their own memory; notes the window in `record`."""
     if min(values.shape) < SMALLEST:
         raise ImageError(f"{path.name}: {values.shape[1]}×{values.shape[0]} pixels are too few to show a head; export it larger")
     measured = np.isfinite(values)
@@ -166,7 +174,9 @@ def _to_grey(values: np.ndarray, path: Path, record: dict) -> np.ndarray:
     # in double precision where the range is beyond float32's
     scale = 1 / (high - low)
     wide = not 1e-30 < scale < 1e30
-    pixels = (values.astype(np.float64) - low) * scale if wide else (values - np.float32(low)) * np.float32(scale)
+    pixels = values.astype(np.float64) if wide else values
+    pixels -= low
+    pixels *= scale
     pixels = pixels.astype(np.float32, copy=False)
     np.clip(pixels, 0, 1, out=pixels)
     if not whole:
@@ -181,19 +191,12 @@ def window_of(sample: np.ndarray) -> tuple[float, float]:
     """The DARK and BRIGHT percentiles of finite (n,) float32 values, as a full sort would give them (inverted distribution
     function).
 
-    A histogram of 65,536 levels finds the level that holds each, and only what lies in that level is sorted: a tenth of a sort's
-    time. """
-    low, high = float(sample.min()), float(sample.max())
-    ranks = [max(int(np.ceil(share * sample.size)) - 1, 0) for share in (DARK, BRIGHT)]
-    if not 0 < high - low < 1e30:
-        ordered = np.partition(sample, ranks)
-        return float(ordered[ranks[0]]), float(ordered[ranks[1]])
-    levels = ((sample - np.float32(low)) * np.float32((LEVELS - 1) / (high - low))).astype(np.int32)
-    cumulated = np.cumsum(np.bincount(levels))
-    ends = []
-    for rank in ranks:
-        level = int(np.searchsorted(cumulated, rank + 1))
-        inside = sample[levels == level]
-        rank -= int(cumulated[level - 1]) if level else 0
-        ends.append(float(inside[0] if len(inside) == 1 else np.partition(inside, rank)[rank]))
-    return ends[0], ends[1]
+    Every SPARSE-th value tells within which grey the darkest and the brightest lie, thrice as many as are asked for; only these are ordered,
+    and where there are too few of them all: a tenth of a sort's time. """
+    dark, bright = (max(int(np.ceil(share * sample.size)) - 1, 0) for share in (DARK, BRIGHT))
+    few = np.sort(sample[::SPARSE])
+    below, above = sample[sample <= few[int(3 * DARK * few.size)]], sample[sample >= few[int((1 - 3 * (1 - BRIGHT)) * few.size)]]
+    below = below if below.size > dark else sample
+    bright -= sample.size  # counted from the end
+    above = above if above.size >= -bright else sample
+    return float(np.partition(below, dark)[dark]), float(np.partition(above, bright)[bright])

@@ -2,14 +2,12 @@
 
 Each is a `Sequential` from a picture to the last feature map. Its `last_stage` is the place of the child with which the last downsampling
 stage begins: the children before make the map that Grad-CAM explains where `cam_layer` is `previous`.
+
+torchvision takes a second or two to import, so that waits until one of its networks is asked for; the small ones are our own.
 """
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.convnext import CNBlock
-from torchvision.models.efficientnet import MBConv
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ..errors import ConfigError, RunError
 
@@ -36,27 +34,31 @@ def residual_blocks(body: nn.Module) -> list[nn.Module]:
 
     A ResNet block puts a ReLU behind the sum; its input comes from another ReLU, so that nothing is cut off.
     """
+    from torchvision.models.convnext import CNBlock
+    from torchvision.models.efficientnet import MBConv
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     return [block for block in body.modules() if isinstance(block, CNBlock)
-            or isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is None
+            or isinstance(block, (Block, BasicBlock, Bottleneck)) and block.downsample is None
             or isinstance(block, MBConv) and block.use_res_connect]
 
 
-class HalfResNet(ResNet):
-    """ResNet of basic blocks with half of ResNet-18's channels, stem included: its maps are the largest, and so the dearest in a small network.
+class Block(nn.Module):
+    """ReLU(x + f(x)), f two 3×3 convolutions, x by way of a 1×1 one where `stride` or channels change (He et al. 2016). Its parts have the names
+    that torchvision gives them."""
 
-    blocks: in each of the four stages. (2, 2, 2, 2) is ResNet-18. At output stride 16 its last stage alone takes more than half of all
-    operations; (2, 2, 2, 1), sixteen layers, leaves out its second block and with it three tenths of them.
-    """
+    def __init__(self, before: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
+        self.relu, self.downsample = nn.ReLU(inplace=True), None
+        if stride > 1 or before != channels:
+            self.downsample = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
-    def __init__(self, *blocks: int):
-        super().__init__(BasicBlock, list(blocks))
-
-    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
-        if planes == 64:  # the first stage: the stem has just been made
-            self.inplanes = 32
-            self.conv1 = nn.Conv2d(3, 32, kernel_size=7, stride=2, padding=3, bias=False)
-            self.bn1 = nn.BatchNorm2d(32)
-        return super()._make_layer(block, planes // 2, blocks, stride, dilate)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
 
 
 class ConvAttention(nn.Module):
@@ -87,27 +89,48 @@ class ConvAttention(nn.Module):
         return self.place_gate(features) * features
 
 
-def _resnet(make):
+def _half_resnet(*blocks: int):
+    """ResNet of basic blocks with half of ResNet-18's channels, stem included: its maps are the largest, and so the dearest in a small network.
+
+    blocks: in each of the four stages. (2, 2, 2, 2) is ResNet-18. At output stride 16 its last stage alone takes more than half of all
+    operations; (2, 2, 2, 1), sixteen layers, leaves out its second block and with it three tenths of them.
+    """
     def body(pretrained):
-        net = make("DEFAULT" if pretrained else None)
+        if pretrained:
+            raise ConfigError("resnet16_half and resnet18_half have no ImageNet weights; choose resnet18, or pretrained=false")
+        layers, channels = [nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)], 32
+        for wide, count in zip((32, 64, 128, 256), blocks, strict=True):
+            first = Block(channels, wide, wide // channels)  # whose stride is the factor by which channels grow
+            layers.append(nn.Sequential(first, *(Block(wide, wide, 1) for _ in range(count - 1))))
+            channels = wide
+        nn.Conv2d(3, 64, 7, bias=False), nn.Linear(512, 1000)  # a whole ResNet draws these too: a seed gives the same weights as it would there
+        net = nn.Sequential(*layers)
+        for conv in net.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        return net, channels
+    return body
+
+
+def _resnet(name):
+    def body(pretrained):
+        net = _torchvision(name, pretrained)
         layers = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4]
         return nn.Sequential(*layers), net.inplanes  # channels of the last stage
     return body
 
 
-def _half_resnet(*blocks):
-    def make(weights):
-        if weights:
-            raise ConfigError("resnet16_half and resnet18_half have no ImageNet weights; choose resnet18, or pretrained=false")
-        return HalfResNet(*blocks)
-    return _resnet(make)
-
-
-def _features(make):
+def _features(name):
     def body(pretrained):
-        net = make(weights="DEFAULT" if pretrained else None)
+        net = _torchvision(name, pretrained)
         return net.features, [m for m in net.classifier if isinstance(m, nn.Linear)][-1].in_features
     return body
+
+
+def _torchvision(name: str, pretrained: bool) -> nn.Module:
+    import torchvision
+
+    return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
 
 
 def _attentive(make):
@@ -117,15 +140,14 @@ def _attentive(make):
     return body
 
 
-_CONVNEXT_TINY = _features(torchvision.models.convnext_tiny)
 _BODIES = {
     "resnet16_half": _half_resnet(2, 2, 2, 1),
     "resnet18_half": _half_resnet(2, 2, 2, 2),
-    "resnet18": _resnet(lambda weights: torchvision.models.resnet18(weights=weights)),
-    "resnet50": _resnet(lambda weights: torchvision.models.resnet50(weights=weights)),
-    "efficientnet_b0": _features(torchvision.models.efficientnet_b0),
-    "convnext_tiny": _CONVNEXT_TINY,
-    "convnext_tiny_attention": _attentive(_CONVNEXT_TINY),
+    "resnet18": _resnet("resnet18"),
+    "resnet50": _resnet("resnet50"),
+    "efficientnet_b0": _features("efficientnet_b0"),
+    "convnext_tiny": _features("convnext_tiny"),
+    "convnext_tiny_attention": _attentive(_features("convnext_tiny")),
 }
 
 

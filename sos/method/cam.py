@@ -1,5 +1,6 @@
 """Grad-CAM as tensor functions (Selvaraju et al. 2017), able to carry gradient, and what can be asked of a heat map."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -41,12 +42,12 @@ def class_score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, target[:, None])[:, 0] - logits.mean(1)
 
 
-def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str = "last"):
+def explain(net, x: torch.Tensor, target: torch.Tensor | Callable | None = None, layer: str = "last"):
     """Look and Grad-CAM of a batch, only what follows the explained map differentiated: at the `last` layer the head, whose gradient is known, so
     that a forward pass is all.
 
-    target: (b,) class to explain; the decided one where None. layer: see `map_of`. Returns (Look, (b, h, w)), both detached, the map over
-    the whole of x; the net's mode is left as it is.
+    target: (b,) class to explain, or what chooses it, a function of the logits (b, k); the decided one where None. layer: see `map_of`. Returns
+    (Look, (b, h, w)), both detached, the map over the whole of x; the net's mode is left as it is.
     """
     with torch.no_grad():
         picture, window = net.view(x)
@@ -54,6 +55,8 @@ def explain(net, x: torch.Tensor, target: torch.Tensor | None = None, layer: str
     known = layer == "last" and not (net.head.training and net.head.dropout.p)
     with torch.set_grad_enabled(not known):
         look = judge_map(net, features.requires_grad_(not known), layer)
+        if callable(target):
+            target = target(look.logits.detach())
         target = look.logits.argmax(1) if target is None else target
         if known:
             cam = weighted(alpha_of_head(net.head, target, features[0, 0].numel()), features)

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..cohort.views import ViewLoader
+from ..cohort.views import Views
 from ..config import ATTENTION_DISTANCES, EVIDENCES, RunConfig
 from ..errors import SOSError
 from ..method.cam import explain, judge_map, map_of, paste, unit_mass
@@ -133,7 +133,7 @@ class Terms(Styled):
         study, runs = self.networks.study, self.networks.runs
 
         def views(run):
-            return ViewLoader(study.store, [row], run.config, training=False, device=study.device).views(np.array([row]))
+            return Views(study.store, run.config, training=False, device=study.device)(np.array([row]))
 
         frame, target = views(runs[model])
         config = runs[model].config

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..cohort.cameras import MEAN, STD, camera, square_window, still_scene
 from ..cohort.manifest import Cohort
-from ..cohort.views import PixelStore, ViewLoader
+from ..cohort.views import PixelStore, Views
 from ..config import RunConfig
 from ..method.cam import box_mask, explain, peak
 from ..method.models import Look, StagingNet, build
@@ -25,7 +25,7 @@ CONTROLS = ("untrained network", "mean position", "edge filter", "random map")
 
 def pictures(store: PixelStore, rows, config: RunConfig) -> torch.Tensor:
     """(n, 1, s, s) grey values in [0, 1] of what a network of `config` sees of the images in `rows`, un-augmented: window or frame."""
-    return (ViewLoader(store, rows, config, training=False).views(np.asarray(rows))[0] * STD + MEAN).clamp(0, 1)
+    return (Views(store, config, training=False)(np.asarray(rows))[0] * STD + MEAN).clamp(0, 1)
 
 
 def still_pictures(store: PixelStore, rows, size_px: int, window: torch.Tensor | None = None) -> torch.Tensor:
@@ -53,11 +53,11 @@ def look(study: Study, run: Run, rows, target: torch.Tensor | None = None) -> tu
 def look_with(study: Study, net: StagingNet, config: RunConfig, rows, target: torch.Tensor | None = None) -> tuple[Look, torch.Tensor]:
     """The same for a network in eval mode on the study's device that sees pictures as `config` says."""
     rows = np.asarray(rows)
-    loader = ViewLoader(study.store, rows, config, training=False, device=study.device)
+    views, size = Views(study.store, config, training=False, device=study.device), 2 * config.batch_size
     looks, cams = [], []
-    for i in range(0, len(rows), loader.bs):
-        chosen = None if target is None else target[i:i + loader.bs].to(study.device)
-        seen, cam = explain(net, loader.views(rows[i:i + loader.bs])[0], chosen, config.cam_layer)
+    for i in range(0, len(rows), size):
+        chosen = None if target is None else target[i:i + size].to(study.device)
+        seen, cam = explain(net, views(rows[i:i + size])[0], chosen, config.cam_layer)
         looks.append([part if part is None else part.cpu() for part in seen])
         cams.append(cam.cpu())
     return Look(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*looks, strict=True))), torch.cat(cams)

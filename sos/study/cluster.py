@@ -1,7 +1,7 @@
 """The plan of a profile carried out by many processes, on one machine or on many that share its folder of results, with dask.
 
-Each job is a task of a dask cluster. A task starts an interpreter of its own for its run (`python -m sos.study.cluster`), so that no two runs
-share random numbers or threads, and so that a run that dies takes no worker with it. This room loads torch only in those interpreters.
+Each job is a task of a dask cluster. Runs are made in interpreters beside the workers (`python -m sos.study.cluster`), one run at a time in each, so
+that no two share random numbers or threads, and so that a run that dies takes no worker with it. This room loads torch only in those interpreters.
 """
 
 import ast
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 
 from ..config import RUN_ATTEMPTS, Profile, RunConfig, home
 from ..errors import ConfigError, OutOfTime, RunError, SOSError
-from ..files import alone
+from ..files import alone, end_with_parent
 
 GPU = "GPU"  # name of the dask resource: a worker declares one, each run takes its share
 NOT_BEGUN = "stopped in time before it began; the next call goes on"
@@ -185,6 +185,7 @@ def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progre
     """
     from distributed import CancelledError, wait
 
+    from .grid import priorities
     from .runs import run_name, training_code
 
     deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
@@ -193,11 +194,12 @@ def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progre
     share = {GPU: int(1e6 / (runs_per_gpu or 1)) / 1e6} if runs_per_gpu else {}  # rounded down: nine times 1/9 is above 1
     manifest = str(study.manifest.resolve()) if study.manifest else ""
     names, futures = [], []
-    for job in jobs:
+    for job, first in zip(jobs, priorities(jobs), strict=True):
         teacher = names[job.needs[0]] if job.needs else None
         names.append(run_name(job.config, data, study.profile.scheme, teacher))
         order = Order(names[-1], study.profile, manifest, job.config, job.keep_weights, str(home().resolve()), deadline, training_code())
-        futures.append(client.submit(carry_out, order, [futures[i] for i in job.needs], pure=False, retries=RUN_ATTEMPTS - 1, resources=share))
+        futures.append(client.submit(carry_out, order, [futures[i] for i in job.needs], pure=False, retries=RUN_ATTEMPTS - 1, resources=share,
+                                     priority=first))
     places = {future.key: place for place, future in enumerate(futures)}
     outcomes: list[Outcome] = [None] * len(jobs)
     left = set(futures)
@@ -233,43 +235,79 @@ def _outcome(future, name: str) -> Outcome:
 
 
 def carry_out(order: Order, needs: list[Outcome]) -> Outcome:
-    """On a worker: make one run in an interpreter of its own. Raises RuntimeError where that dies, so that dask tries it again."""
+    """On a worker: make one run in an interpreter beside it. Raises RuntimeError where that dies, so that dask tries it again."""
     for need in needs:
         if need.error or need.stopped:
             return Outcome(order.name, need.error, need.stopped)
     if time.time() > order.deadline:
         return Outcome(order.name, stopped=NOT_BEGUN)
-    with tempfile.TemporaryFile() as log, subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                           stderr=log) as child:
-        child.stdin.write(pickle.dumps(order))
-        child.stdin.flush()  # and stays open: its end tells the child that this worker is gone
-        answer = child.stdout.read().decode()
-        status = child.wait()
-        log.seek(0)
-        told = log.read().decode(errors="replace").strip()
-    if status == 0:
-        return Outcome(order.name, **json.loads(answer.splitlines()[-1]))
-    if told:
-        print(told, file=sys.stderr, flush=True)
-    end = f"signal {-status}" if status < 0 else f"status {status}"
-    raise RuntimeError(f"its process ended with {end}" + (f": {told.splitlines()[-1]}" if told else ""))
+    maker = _idle_maker(order.code)
+    outcome = maker.make(order)
+    _IDLE.append(maker)
+    return outcome
+
+
+class Maker:
+    """An interpreter that makes one run after the other: to start it and load torch takes longer than a small run."""
+
+    def __init__(self, code: str):
+        self.code, self.log = code, tempfile.TemporaryFile()
+        self.child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
+
+    def make(self, order: Order) -> Outcome:
+        """The run of `order`. Raises RuntimeError, with the last words of the interpreter, where that dies."""
+        try:
+            pickle.dump(order, self.child.stdin)
+            self.child.stdin.flush()  # and stays open: its end tells the child that this worker is gone
+            answer = self.child.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if answer:
+            return Outcome(order.name, **json.loads(answer))
+        status = self.child.wait()
+        self.log.seek(0)
+        told = self.log.read().decode(errors="replace").strip()
+        if told:
+            print(told, file=sys.stderr, flush=True)
+        end = f"signal {-status}" if status < 0 else f"status {status}"
+        raise RuntimeError(f"its process ended with {end}" + (f": {told.splitlines()[-1]}" if told else ""))
+
+    def end(self) -> None:
+        self.child.stdin.close()
+        self.child.wait()
+
+
+_IDLE: list[Maker] = []  # of this worker, which has as many at most as it carries out runs at once
+
+
+def _idle_maker(code: str) -> Maker:
+    """One that waits and has loaded the software of the hash `code`, else a new one."""
+    while _IDLE:
+        maker = _IDLE.pop()
+        if maker.code == code and maker.child.poll() is None:
+            return maker
+        maker.end()
+    return Maker(code)
 
 
 def main() -> None:
-    """In an interpreter of its own: make the run whose Order comes on standard input; the last line of the output is how it ended, as JSON."""
-    order = pickle.load(sys.stdin.buffer)
+    """In an interpreter of its own: make the run of each Order that comes on standard input; a line of output for each says how it ended, as JSON."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    os.environ.update(SOS_HOME=order.home, SOS_DEADLINE=str(order.deadline))
-    outcome = Outcome(order.name)
-    try:
-        _obtain(order)
-    except OutOfTime as error:
-        outcome = Outcome(order.name, stopped=_last_line(error))
-    except SOSError as error:
-        outcome = Outcome(order.name, error=_last_line(error))
-    words = asdict(outcome)
-    del words["name"]
-    print(json.dumps(words), flush=True)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    while True:
+        order = pickle.load(sys.stdin.buffer)
+        os.environ.update(SOS_HOME=order.home, SOS_DEADLINE=str(order.deadline))
+        outcome = Outcome(order.name)
+        try:
+            _obtain(order)
+        except OutOfTime as error:
+            outcome = Outcome(order.name, stopped=_last_line(error))
+        except SOSError as error:
+            outcome = Outcome(order.name, error=_last_line(error))
+        words = asdict(outcome)
+        del words["name"]
+        print(json.dumps(words), file=answers, flush=True)
 
 
 def _obtain(order: Order) -> None:
@@ -287,15 +325,6 @@ def _obtain(order: Order) -> None:
 
 def _last_line(error: SOSError) -> str:
     return str(error).splitlines()[-1].strip()  # before it fastai says in which callback
-
-
-def end_with_parent() -> None:
-    """Wait for the end of the standard input, which the process that started us holds open as long as it lives, and end with it.
-
-    A worker's run is tried again elsewhere when the worker dies, and that has to wait as long as we hold the run's lock.
-    """
-    os.read(sys.stdin.fileno(), 1)  # not through `sys.stdin`, whose lock this thread would hold when the interpreter ends
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import pandas as pd
 import torch
 from fastai.distributed import DistributedTrainer
 
-from ..cohort.views import ViewLoader
+from ..cohort.batches import ViewLoader
 from ..config import RunConfig, home
 from ..errors import ConfigError, OutOfTime, RunError, SOSError
-from .cluster import end_with_parent
+from ..files import end_with_parent
+from .fitting import fit, network
 from .runs import Run
-from .training import Study, fit, network
+from .training import Study
 
 FITTED = "fitted.pt"  # network, history and seconds, handed back to the process that asked for them
 FAILED = "failed.txt"  # or the one line that tells why not
@@ -35,7 +36,7 @@ class OneOfMany(DistributedTrainer):
 
 
 def fit_on_devices(study: Study, config: RunConfig, checkpoint: Path, teacher: Run | None):
-    """`training.fit` by `study.devices` processes; returns the same and raises OutOfTime alike.
+    """`fitting.fit` by `study.devices` processes; returns the same and raises OutOfTime alike.
 
     Raises ConfigError for more devices than there are or a batch that they cannot share, RunError where one of the processes fails.
     """

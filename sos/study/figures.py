@@ -20,8 +20,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..cohort.cameras import MEAN, STD
 from ..cohort.manifest import Cohort
-from ..cohort.views import ViewLoader
+from ..cohort.views import Views
 from ..config import RunConfig
+from ..files import note_result
 from ..method.cam import enlarge
 from ..stages import StagingScheme
 from .attention import CONTROLS, image_rows, look, pictures, still_pictures, windows
@@ -69,6 +70,7 @@ def save_figure(fig: Figure, path) -> Figure:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with plt.style.context(["default", STYLE]):
         fig.savefig(temporary, format="png", dpi=200, metadata={"Software": "sos"})
+    note_result(path)
     os.replace(temporary, path)
     return fig
 
@@ -130,9 +132,9 @@ def training_views(study: Study, config: RunConfig, pictures_each: int = 6) -> F
     rows = np.array([row for label in cohort.scheme.labels for row in example_rows(cohort, label, 1, "train")])
     fig, axes = plt.subplots(len(rows), pictures_each, figsize=(PAGE, PAGE / pictures_each * len(rows) + 0.5), squeeze=False)
     tight(fig)
-    loader = ViewLoader(study.store, rows, config, training=True)
-    loader.generator.manual_seed(config.seed)
-    columns = [ViewLoader(study.store, rows, config, training=False).views(rows)[0], *(loader.views(rows)[0] for _ in range(pictures_each - 1))]
+    views = Views(study.store, config, training=True)
+    views.generator.manual_seed(config.seed)
+    columns = [Views(study.store, config, training=False)(rows)[0], *(views(rows)[0] for _ in range(pictures_each - 1))]
     for j, views in enumerate(columns):
         for i, view in enumerate(views):
             axes[i, j].imshow((view[0] * STD + MEAN).clamp(0, 1).numpy(), vmin=0, vmax=1)

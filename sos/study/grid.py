@@ -41,6 +41,25 @@ def plan(profile: Profile) -> list[Job]:
     return jobs
 
 
+def priorities(jobs: list[Job]) -> list[float]:
+    """How much work waits for each job of a plan: its own and that of the longest row of jobs that need it. Where those with the most begin first,
+    none is left to run alone at the end."""
+    waiting = [work(job.config) for job in jobs]
+    for place in reversed(range(len(jobs))):
+        for need in jobs[place].needs:
+            waiting[need] = max(waiting[need], work(jobs[need].config) + waiting[place])
+    return waiting
+
+
+def work(config: RunConfig) -> float:
+    """Pixels that training shows to networks for each image of the cohort, in millions: a rough measure, of runs of one backbone."""
+    seen = {"teacher": config.window_px**2, "detector": config.frame_px**2, "baseline": config.frame_px**2,
+            "student": config.frame_px**2 + config.window_px**2 / 3}[config.role]  # a teacher's forward pass is a third of a step
+    if config.looks == 2:
+        seen = config.glance_px**2 + config.window_px**2 * (4 / 3 if config.role == "student" else 1)
+    return config.epochs * seen / 1e6
+
+
 def run_grid(profile: str | Profile, cohort: str = "", progress: Callable[[int, int], None] | None = None) -> list[Run]:
     """Make every run of a profile on a cohort, one after the other, and return them in the order of the plan.
 

@@ -64,14 +64,28 @@ def way_of(run: Run, teacher: Run | None, device: str) -> Callable:
     return (given_box if config.role == "teacher" else full_image)(net, config, device)
 
 
+def obtain(study: Study) -> pd.DataFrame:
+    """What was measured of just these runs on such a machine, by the name of the run; measured now where it was not."""
+    known, machine = read_latency(study), machine_record(study.device)
+    same = all(name in known and (known[name] == machine[name]).all() for name in ("processor", "cores", "threads", "device"))
+    if not same or set(known.index) != {run.name for run in _timed(study).values()}:
+        measure_latency(study)
+    return read_latency(study)
+
+
+def _timed(study: Study) -> dict[str, Run]:
+    """The competitors whose run of the first seed is finished with its weights."""
+    return {name: found[0] for name, configs in study.profile.competitors().items()
+            if (found := find(study, configs[:1])) and found[0].weights.is_file()}
+
+
 def measure_latency(study: Study) -> pd.DataFrame:
     """Time each competitor whose run of the first seed is finished with its weights; written to `runs/<profile>/latency.csv` and returned.
 
     One row a model: model, run, images, median_ms, low_ms and high_ms (quartiles), person (whether a person has to draw the box before; that
     time is not in it), and the record of the machine. Raises RunError where no run is finished.
     """
-    runs = {name: found[0] for name, configs in study.profile.competitors().items()
-            if (found := find(study, configs[:1])) and found[0].weights.is_file()}
+    runs = _timed(study)
     if not runs:
         raise RunError(f"{study.folder}: no finished run whose time could be measured; train the models first")
     teacher = find(study, [study.profile.run("teacher")])

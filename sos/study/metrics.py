@@ -1,14 +1,15 @@
 """Metrics of staging and of attention, each with a 95 % bootstrap interval over patients. Everything is computed from a predictions table.
 
-All resamples are handled at once: a resample is a vector of counts over patients, and each metric a function of such counts.
+Many resamples are handled at once: a resample is a vector of counts over patients, and each metric a function of such counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 
 ECE_BINS = 10
+AT_ONCE = 2**21  # counts, 16 MiB: so many resamples of a large cohort are drawn and measured together
 
 
 def staging_metrics(target: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -18,7 +19,7 @@ def staging_metrics(target: np.ndarray, probabilities: np.ndarray, counts: np.nd
     Returns name → (r,). Precision, recall and F1 are weighted by support, as the paper reports them; a stage never decided has precision 0.
     """
     n, k = probabilities.shape
-    counts = counts.astype(np.float64)
+    counts = counts.astype(np.float64, copy=False)
     decided = probabilities.argmax(1)
     pair = np.zeros((n, k * k))
     pair[np.arange(n), target * k + decided] = 1
@@ -42,7 +43,7 @@ def staging_metrics(target: np.ndarray, probabilities: np.ndarray, counts: np.nd
         "kappa": 1 - _ratio(disagreement, expected),
         "stage_error": (confusion * distance).sum((1, 2)) / total,
         "within_one": (confusion * (distance <= 1)).sum((1, 2)) / total,
-        "auroc": _auroc(target, probabilities, counts),
+        "auroc": np.concatenate([_auroc(target, probabilities, part) for part in np.array_split(counts, 1 + counts.size // AT_ONCE)]),
         "ece": calibration_error(target, probabilities, counts),
     }
 
@@ -65,15 +66,12 @@ def attention_metrics(table: pd.DataFrame, counts: np.ndarray) -> dict[str, np.n
 
 def resamples(patients: pd.Series, n: int, seed: int = 0) -> np.ndarray:
     """(n, images) counts of n bootstrap resamples over patients: all images of a drawn patient are in, as often as it is drawn."""
-    codes, unique = pd.factorize(patients)
-    rng = np.random.default_rng([seed, 0xB007])
-    drawn = rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=n)
-    return drawn[:, codes]
+    return np.concatenate(list(_blocks(patients, n, seed)))
 
 
 def measure(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """All metrics of a predictions table: name → value, low, high (95 % interval over `bootstrap` resamples of patients)."""
-    point, spread = (_all(table, counts) for counts in (np.ones((1, len(table))), resamples(table["patient_id"], bootstrap, seed)))
+    point, (spread,) = _all(table, np.ones((1, len(table)))), _resampled([table], bootstrap, seed)
     return {name: {"value": float(point[name][0]), **interval(spread[name])} for name in point}
 
 
@@ -99,10 +97,8 @@ def gap_closed(student: pd.DataFrame, baseline: pd.DataFrame, teacher: pd.DataFr
 
 def contrast(tables: list[pd.DataFrame], function: Callable, metric: str, bootstrap: int, seed: int = 0) -> dict[str, float]:
     """A function of one metric of several paired tables: value, low, high, and p: twice the smaller share of resamples on one side of 0."""
-    patients = tables[0]["patient_id"]
-    many = resamples(patients, bootstrap, seed)
     value = function(*(_all(table, np.ones((1, len(table))))[metric] for table in tables))[0]
-    spread = function(*(_all(table, many)[metric] for table in tables))
+    spread = function(*(values[metric] for values in _resampled(tables, bootstrap, seed)))
     below, above = (spread <= 0).mean(), (spread >= 0).mean()
     return {"value": float(value), **interval(spread), "p": float(min(1.0, 2 * min(below, above)))}
 
@@ -133,22 +129,43 @@ def _all(table, counts):
     return {**staging_metrics(table["target"].to_numpy(int), probabilities, counts), **attention_metrics(table, counts)}
 
 
+def _resampled(tables: list[pd.DataFrame], bootstrap: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """All metrics of each of several paired tables on the same resamples, of which there are never more than AT_ONCE counts in memory."""
+    parts = zip(*([_all(table, counts) for table in tables] for counts in _blocks(tables[0]["patient_id"], bootstrap, seed)), strict=True)
+    return [{name: np.concatenate([part[name] for part in of_table]) for name in of_table[0]} for of_table in parts]
+
+
+def _blocks(patients: pd.Series, n: int, seed: int) -> Iterator[np.ndarray]:
+    """`resamples` in parts of at most AT_ONCE counts; one part at least."""
+    codes, unique = pd.factorize(patients)
+    rng = np.random.default_rng([seed, 0xB007])
+    together = max(1, AT_ONCE // len(codes))
+    for done in range(0, max(n, 1), together):
+        yield rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=min(together, n - done))[:, codes]
+
+
 def _ratio(a, b):
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b != 0)
 
 
 def _auroc(target, probabilities, counts):
-    """Mean over stages of one-against-rest AUROC, stages absent from a resample left out; ties count half."""
+    """Mean over stages of one-against-rest AUROC, stages absent from a resample left out; ties count half.
+
+    A share of pairs that are in order (Mann and Whitney), counted by sorting: below each image of the stage lie the others that come before it."""
     values = []
     for stage in range(probabilities.shape[1]):
-        positive = target == stage
-        if not positive.any() or positive.all():
+        images, others = np.flatnonzero(target == stage), np.flatnonzero(target != stage)
+        if not len(images) or not len(others):
             continue
-        p, q = probabilities[positive, stage], probabilities[~positive, stage]
-        wins = (p[:, None] > q) + 0.5 * (p[:, None] == q)
-        a, b = counts[:, positive], counts[:, ~positive]
-        pairs = a.sum(1) * b.sum(1)
-        values.append(np.where(pairs > 0, np.einsum("rp,rp->r", a @ wins, b) / np.maximum(pairs, 1), np.nan))
+        p, q = probabilities[images, stage], probabilities[others, stage]
+        order = np.argsort(q)
+        below = np.zeros((len(counts), len(q) + 1))
+        np.cumsum(counts[:, others[order]], 1, out=below[:, 1:])
+        first, last = (np.searchsorted(q, p, side, sorter=order) for side in ("left", "right"))
+        a = counts[:, images]
+        wins = np.einsum("rp,rp->r", a, below[:, first] + below[:, last]) / 2
+        pairs = a.sum(1) * below[:, -1]
+        values.append(np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan))
     if not values:
         return np.full(len(counts), np.nan)
     stacked = np.stack(values)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..cohort.views import ViewLoader
+from ..cohort.views import Views
 from .attention import image_rows, look
 from .metrics import interval, probability_columns, resamples, staging_metrics
 from .runs import Run
@@ -59,18 +59,18 @@ def augmented(study: Study, run: Run) -> pd.DataFrame:
     target = torch.from_numpy(study.store.targets[rows])
     net = run.load(study.device)
     net.bf16 = run.environment["precision"] == "bf16"
-    loader = ViewLoader(study.store, rows, run.config, training=True, device=study.device)
-    loader.generator.manual_seed(run.config.seed)
-    draws = [np.mean(_right(net, loader, rows, target)) for _ in range(DRAWS)]
+    views = Views(study.store, run.config, training=True, device=study.device)
+    views.generator.manual_seed(run.config.seed)
+    draws = [np.mean(_right(net, views, rows, target)) for _ in range(DRAWS)]
     still = (run.test["decided"] == run.test["stage"]).mean()
     found = {"as they are": still, "augmented, mean": np.mean(draws), "augmented, lowest draw": min(draws), "augmented, highest draw": max(draws)}
     return (100 * pd.Series(found, name="accuracy, %")).round(1).to_frame()
 
 
 @torch.no_grad()
-def _right(net, loader: ViewLoader, rows: np.ndarray, target: torch.Tensor) -> np.ndarray:
+def _right(net, views: Views, rows: np.ndarray, target: torch.Tensor) -> np.ndarray:
     """Whether a full-image network or a teacher is right on one transform of each image in `rows`."""
-    decided = [net.look(loader.views(part)[0]).logits.argmax(1).cpu() for part in np.array_split(rows, -(-len(rows) // 64))]
+    decided = [net.look(views(part)[0]).logits.argmax(1).cpu() for part in np.array_split(rows, -(-len(rows) // 64))]
     return (torch.cat(decided) == target).numpy()
 
 

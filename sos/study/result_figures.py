@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..cohort.cameras import MEAN, STD
-from ..cohort.views import ViewLoader
+from ..cohort.views import Views
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
 from . import attention, cohort_figures, difficulty, figures, trust, zoom_figures
@@ -38,9 +38,9 @@ def shared_scene(study: Study, teacher: Run, seed: int = 0) -> Figure:
     cohort, store = study.cohort, study.store
     rows = np.array([row for label in cohort.scheme.labels for row in example_rows(cohort, label, 1, "train")])
     window = dict(window_px=teacher.config.window_px, window_scale=teacher.config.window_scale)
-    loader = ViewLoader(store, rows, study.profile.student, training=True, **window)
-    loader.generator.manual_seed(seed)
-    frame, crop, window, _ = loader.views(rows)
+    views = Views(store, study.profile.student, training=True, **window)
+    views.generator.manual_seed(seed)
+    frame, crop, window, _ = views(rows)
     stored, boxes = still_pictures(store, rows, 320).numpy(), frame_boxes(store, rows)
     fig, axes = plt.subplots(3, len(rows), figsize=(PAGE, 3 * PAGE / len(rows) + 0.55), squeeze=False)
     tight(fig)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import MODELS, RunConfig
+from ..files import note_result
 from . import trust
 from .grid import find, has_cohort
 from .metrics import attention_metrics, interval, probability_columns, resamples, staging_metrics
@@ -214,6 +215,8 @@ class Table:
         """Write `<name>.csv` and `<name>.md` into `folder` and return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         csv, text = folder / f"{self.name}.csv", folder / f"{self.name}.md"
+        for path in (csv, text):
+            note_result(path)
         self.data.to_csv(csv, index=False, float_format="%.6g")
         text.write_text(self.markdown(), encoding="utf-8")
         return [csv, text]

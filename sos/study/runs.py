@@ -5,23 +5,25 @@ It is written under a temporary name and renamed when whole: a folder with a run
 `history.csv` (one row an epoch), `environment.json`, and `weights.safetensors` where the run was asked to keep its weights.
 """
 
+from __future__ import annotations
+
 import json
 import platform
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..config import RunConfig, digest, source_digest
 from ..errors import ConfigError, RunError
 from ..stages import StagingScheme, get_scheme
-from .metrics import probability_columns
-from .trust import fit_temperature
+
+if TYPE_CHECKING:
+    import pandas as pd  # which takes a while to import, as do all that compute with it: only where a table is read
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py", "study/detector.py")
+_TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py", "study/fitting.py", "study/detector.py")
 _LOOKED = ("decided", "peak_x", "peak_y", "pointing", "energy", "iou", "found", "score", "box_x0", "box_y0", "box_x1", "box_y1",
            "window_x0", "window_y0", "window_x1", "window_y1")  # where a network looked
 
@@ -79,12 +81,16 @@ class Run:
     def predictions_both(self) -> pd.DataFrame:
         """Predictions, each probability the mean of those for the image and for its mirror image, as `sos predict` has it. Nothing of where the
         network looked."""
+        from .metrics import probability_columns
+
         one, columns = self.predictions, probability_columns(self.predictions)
         turned = self.predictions_mirrored.set_index("image").loc[one["image"], columns].to_numpy()
         known = [name for name in one if name not in _LOOKED]
         return one[known].assign(**dict(zip(columns, (0.5 * (one[columns].to_numpy() + turned)).T, strict=True)))
 
     def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
         return pd.read_csv(self.path / f"{name}.csv", dtype={"patient_id": str, "image": str})
 
     def split(self, name: str, seen: str = "as_is") -> pd.DataFrame:
@@ -100,18 +106,22 @@ class Run:
     @cached_property
     def image_temperature(self) -> float:
         """The T that calibrates the probabilities of an image alone, fitted on the validation split; 1 where that is tiny."""
+        from .trust import fit_temperature
+
         return fit_temperature(self.split("valid"))
 
     @cached_property
     def temperature_scale(self) -> float:
         """The T that calibrates the mean of an image's answer and its mirror image's, and so `sos predict`, fitted on the validation split; 1
         where that is tiny. A mean of two answers is less sure than either, so the T of an image alone would not do."""
+        from .trust import fit_temperature
+
         return fit_temperature(self.split("valid", "both"))
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch: training and validation loss, validation accuracy, and for a student the three terms."""
-        return pd.read_csv(self.path / "history.csv")
+        return self._table("history")
 
     @cached_property
     def environment(self) -> dict:
@@ -172,16 +182,20 @@ def load_network(path: Path, config: RunConfig, stages: int, device="cpu"):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ..method.models import build
-    from .detector import Detector
-
     try:
         state = load_file(path)
     except FileNotFoundError:
         raise RunError(f"{path}: the weights of this run were not kept; train it again with `sos train {config.role}`") from None
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: not readable as safetensors ({error}); copy or train the run again") from None
-    net = Detector(config) if config.role == "detector" else build(config, stages)
+    if config.role == "detector":
+        from .detector import Detector  # by way of fastai, which takes seconds to import
+
+        net = Detector(config)
+    else:
+        from ..method.models import build
+
+        net = build(config, stages)
     try:
         net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..config import CROP_TEACHER, PLAIN, TWICE, get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
-from ..files import show_in_readme
+from ..files import note_result, show_in_readme
 from . import attention, difficulty
 from .ablations import ablation, choices, effects, networks, seeds
 from .describe import ceiling
@@ -395,6 +395,7 @@ def publish(profile: str) -> list[Path]:
         shutil.copyfile(file, part / file.name)
     (part / "machine.json").write_text(json.dumps(machine_summary(Results(Study(profile))), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
+    note_result(target)
     part.rename(target)
     shown = [target / f"{name}.md" for name in ("headline", "comparisons", "competitors", "mirror")]
     show_in_readme(f"results:{profile}", "\n".join(table.read_text(encoding="utf-8") for table in shown if table.is_file()))

@@ -39,16 +39,18 @@ from fastai.vision.data import ImageBlock
 from measure import Bench, Goal, Ratio, bench, in_turns
 from torch import nn
 
+from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import camera, frame_camera, normalise, reduce_to, square_window, still_scene
-from sos.cohort.views import ViewLoader, open_store
+from sos.cohort.views import open_store
 from sos.config import RunConfig, get_profile
 from sos.images.reader import read_image
 from sos.method.cam import enlarge, explain
 from sos.method.distill import Distillation
 from sos.method.models import StagingNet
 from sos.predict import NATIVE_PX, TOGETHER, load_stager, predict_paths
+from sos.study.fitting import adamw, decayed_and_not, keep_freed_memory, network
 from sos.study.runs import machine_record
-from sos.study.training import CLIP, adamw, decayed_and_not, keep_freed_memory, network, use_bf16
+from sos.study.training import CLIP, use_bf16
 
 CAM = Goal("Grad-CAM of a batch: time of pytorch-grad-cam over ours", "at least", 2.8, gpu=2.8)
 CAM_FLOOR = Goal("Grad-CAM of a batch over a bare forward pass", "at most", 1.05, gpu=1.05)
@@ -190,7 +192,7 @@ class Taught:
 
 
 class Ours(Taught):
-    """As `sos.study.training.fit` sets it up."""
+    """As `sos.study.fitting.fit` sets it up."""
 
     def prepare(self):
         whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=self.device).expand(self.images, 4)

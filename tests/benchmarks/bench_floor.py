@@ -42,10 +42,11 @@ from sos.phantom.difficulty import Difficulty
 from sos.phantom.export import export_patient
 from sos.phantom.write import draw_patient, write_cohort, write_patient
 from sos.study.figures import PAGE, caption, journal
+from sos.study.fitting import keep_freed_memory
 from sos.study.grid import plan
 from sos.study.results import Table
 from sos.study.runs import machine_record
-from sos.study.training import evaluate, keep_freed_memory
+from sos.study.training import evaluate
 
 SEED = 11
 COPY_MIB = 256  # of the array that is copied: beyond the caches that one core has to itself

@@ -1,20 +1,26 @@
 """How cost grows: time and memory of each stage against patients, image size, and cores or devices that work at once.
 
-    python tests/benchmarks/bench_growth.py [--up-to 3000] [--draw-up-to 3000] [--sizes 96 192 384 768] [--out figures/speed] [--small]
+    python tests/benchmarks/bench_growth.py                      all of it, to 100,000 patients: about twelve minutes of two slow cores
+    python tests/benchmarks/bench_growth.py --up-to 10000        the same without the last point: about five
+    python tests/benchmarks/bench_growth.py --draw-up-to 200 --sizes 96 192 384 --folder /scratch --out figures/speed
 
-Each point is measured in a process of its own. *Peak* memory is the most that was resident (getrusage), memory-mapped files included, which the
+Leave the machine to it alone; it writes `growth*` under figures/speed. It needs 2 GiB of disk for a while.
+
+Each point is measured in a process of its own. *Peak* memory is the most that was resident at once, memory-mapped files included, which the
 system takes back when it needs the room; *own* memory is what the process and its workers hold and nobody can take back (anonymous pages,
 looked at fifty times a second), less what was held before the stage began. A stage that streams has own memory that stays flat.
 
-Patients: 100, 300, 1000, 3000, 10000 … up to `--up-to`. The cohort is drawn up to `--draw-up-to`; beyond, a manifest repeats its files as hard
-links under names of their own, which costs reading, decoding and computing as other patients would. Drawing and the audit, which would find
-the repeats and takes longest, are measured on drawn patients only, the audit up to `--audit-up-to`. Metrics, which see no image, are measured on
-made-up answers.
+Drawing and the audit, which would find repeats, are measured on drawn patients at their true size: that is what stops first, at 400 patients. All
+else goes up to `--up-to` patients on small pictures: those of the first drawn patients reduced to `--px`, as PNG, which are read in a
+millisecond, repeated as hard links under names of their own. That costs time and memory for each image as other patients would, though less
+time than true images: what those cost each is in the tables of the floor. Networks see frames of 32 px, and that of `sos predict` has one layer, as
+its own time is not asked for. Evaluation stops at `--evaluate-up-to` patients. Metrics, which see no image, are measured on made-up answers.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,16 +32,20 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from publish import COLOURS, MARKERS, exponent, machine_line, publish
-from stages import HELD_OUT, RESAMPLES, TESTED, one
+from stages import FRAME_PX, HELD_OUT, RESAMPLES, TESTED, one
 
+from sos.cohort.cameras import reduce_to
+from sos.cohort.manifest import BOX
+from sos.images.reader import read_image
 from sos.study.figures import PAGE, caption, journal
 from sos.study.results import Table
 from sos.study.runs import machine_record
 
-PATIENTS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+DRAWN, PATIENTS = (100, 200, 400), (100, 1000, 10_000, 100_000)
 SIZES = (96, 192, 384, 768)
-STAGES = {"draw": "draw the cohort", "store": "decode to the store", "loader": "an epoch of batches", "audit": "audit",
+STAGES = {"draw": "draw the cohort", "audit": "audit", "store": "decode to the store", "loader": "an epoch of batches", "answers": "sos predict",
           "evaluate": "evaluate held-out", "metrics": f"metrics, {RESAMPLES:,} resamples"}
 GROWS_MIB = 16  # more own memory at the largest point than at the smallest than that: it grows; less is what allocators and buffers do
 FLAT = 0.15  # exponents of own memory whose interval lies above are told as growth
@@ -59,8 +69,23 @@ def here(*points: dict) -> list[dict]:
     return [one(point) for point in points]
 
 
+def reduced(manifest: Path, folder: Path, px: int) -> Path:
+    """A manifest in `folder` of the same patients, their images PNG with a longer side of `px` pixels."""
+    table = pd.read_csv(manifest, dtype={"patient_id": str})
+    names, scales = [f"images/{row:06d}.png" for row in range(len(table))], []
+    (folder / "images").mkdir(parents=True)
+    for old, new in zip(table["image"], names, strict=True):
+        grey, scale, _ = reduce_to(read_image(manifest.parent / old), px)
+        Image.fromarray(grey).save(folder / new)
+        scales.append(scale)
+    table[BOX] = table[BOX].mul(scales, axis=0)
+    table = table.assign(image=names, mask="", spacing_mm="")
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder / "manifest.csv"
+
+
 def repeated(manifest: Path, folder: Path, patients: int) -> Path:
-    """A manifest of `patients` rows in `folder`: the first of a drawn cohort, and where those are too few all of them again under other names.
+    """A manifest of `patients` rows in `folder`: the first of another, and where those are too few all of them again under other names.
 
     Images are hard links, so that no byte is copied."""
     rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
@@ -74,26 +99,31 @@ def repeated(manifest: Path, folder: Path, patients: int) -> Path:
     return folder / "manifest.csv"
 
 
-def against_patients(measure: Callable, counts: list[int], drawn: int, audited: int, native_px: int, folder: Path) -> pd.DataFrame:
-    """All stages at each number of patients; the cohort is drawn up to `drawn`, audited up to `audited`, and repeated beyond."""
-    rows, largest = [], None
+def against_patients(measure: Callable, drawn: list[int], counts: list[int], evaluated: int, px: int, folder: Path) -> pd.DataFrame:
+    """Drawing and the audit of as many patients as in `drawn`; the other stages of as many as in `counts`, on pictures of `px` pixels of the first
+    drawn patients, repeated; evaluation up to `evaluated`."""
+    rows = []
+
+    def add(stage, patients, given, repeats=False):
+        rows.append({"stage": stage, "x": patients, "repeats": repeats, **measure({"stage": stage, **given})[0]})
+        print(f"{patients} patients, {stage}: {rows[-1]['seconds']:.1f} s, own memory {rows[-1]['own_mib']:.0f} MiB", flush=True)
+
+    cohorts = [folder / f"drawn{patients}" for patients in drawn]
+    for patients, cohort in zip(drawn, cohorts, strict=True):
+        add("draw", patients, {"folder": str(cohort), "patients": patients})
+        add("audit", patients, {"manifest": str(cohort / "manifest.csv")})
+    small = reduced(cohorts[0] / "manifest.csv", folder / "reduced", px)
     for patients in counts:
-        if patients <= drawn:
-            largest = folder / f"drawn{patients}" / "manifest.csv"
-            rows.append({"stage": "draw", "x": patients, **measure({"stage": "draw", "folder": str(largest.parent), "patients": patients})[0]})
-        elif largest is None:
-            raise SystemExit(f"draw at least {counts[0]} patients: --draw-up-to {counts[0]}")
-        manifest = repeated(largest, folder / f"all{patients}", patients)
-        files = {"manifest": str(manifest), "cache": str(folder / f"cache{patients}"), "native_px": native_px}
-        for stage in ("store", "loader", "audit", "evaluate", "metrics"):
-            if stage == "audit" and patients > min(drawn, audited):
-                continue
-            given = {"audit": {"manifest": str(manifest)}, "metrics": {"patients": patients}}.get(stage, files)
-            rows.append({"stage": stage, "x": patients, "repeats": patients > drawn and stage != "metrics", **measure({"stage": stage, **given})[0]})
-            print(f"{patients} patients, {stage}: {rows[-1]['seconds']:.1f} s, own memory {rows[-1]['own_mib']:.0f} MiB")
-        for path in (folder / f"cache{patients}").rglob("pixels.npy"):
-            path.unlink()
-    return pd.DataFrame(rows).assign(series="patients")
+        files = {"manifest": str(repeated(small, folder / f"all{patients}", patients))}
+        stored = files | {"cache": str(folder / f"cache{patients}"), "native_px": px}
+        for stage, given in (("store", stored), ("loader", stored), ("answers", files), ("evaluate", stored)):
+            if stage != "evaluate" or patients <= evaluated:
+                add(stage, patients, given, repeats=patients > drawn[0])
+        add("metrics", patients, {"patients": patients})
+        shutil.rmtree(folder / f"all{patients}")
+        shutil.rmtree(folder / f"cache{patients}")
+    order = list(STAGES)
+    return pd.DataFrame(rows).sort_values("stage", key=lambda names: names.map(order.index), kind="stable").assign(series="patients")
 
 
 def against_size(measure: Callable, sizes: list[int], rounds: int, device: str) -> pd.DataFrame:
@@ -135,6 +165,13 @@ NAMES = STAGES | {"train": "training step", "predict": "prediction", "runs": "ru
 AXES = {"patients": "patients", "size": "side of the image, px", "devices": "processes at once"}
 
 
+def _pictures(data: pd.DataFrame) -> str:
+    """What was measured on which pictures, and where it stops."""
+    most = data[data["series"] == "patients"].groupby("stage")["x"].max()
+    return (f"Drawn and audited at true size, to {most['draw']:,}; otherwise PNG of {data.attrs['px']} px in frames of {FRAME_PX} px, repeated, and "
+            f"evaluated to {most['evaluate']:,}; sos predict by a network of one layer.")
+
+
 def growth_table(data: pd.DataFrame, machine: dict) -> Table:
     shown = pd.DataFrame({"against": data["series"].map(AXES), "stage": data["stage"].map(NAMES), "at": [f"{x:,}" for x in data["x"]],
                           "time, s": [f"{value:.3g}" for value in data["seconds"]], "own memory, MiB": [f"{value:.0f}" for value in data["own_mib"]],
@@ -142,8 +179,8 @@ def growth_table(data: pd.DataFrame, machine: dict) -> Table:
                           "files": ["repeated" if value is True else "" for value in data["repeats"]]})
     notes = (f"Virtual patients; {machine_line(machine)}. Each point in a process of its own. Own memory: what the process and its workers hold "
              "above what was held before, and nobody can take back; peak resident: with memory-mapped files and the program itself.",
-             f"Evaluated: {HELD_OUT:.0%} of the patients, as a study holds out; metrics: {TESTED:.0%}, made-up answers. Repeated: hard links to "
-             "fewer drawn files.",
+             f"Evaluated: {HELD_OUT:.0%} of the patients, as a study holds out; metrics: {TESTED:.0%}, made-up answers. {_pictures(data)} "
+             "Repeated: hard links to fewer files.",
              "Image size: an image of a batch of 8. Processes: for runs at once, seconds of all over their number.")
     return Table("growth", "What each stage costs", data, shown, notes)
 
@@ -169,9 +206,9 @@ def growth_figure(data: pd.DataFrame, found: pd.DataFrame, machine: dict) -> Fig
     for (letter, ax), title in zip(axes.items(), (*(panel[-1] for panel in panels), "Cores at work"), strict=True):
         ax.set_title(f"$\\bf{{{letter.lower()}}}$  {title}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), handlelength=1.6)
-    top, repeats = data.loc[data["series"] == "patients", "x"].max(), data.loc[data["repeats"].eq(True), "x"]
-    said = f" From {repeats.min():,} on the files of fewer drawn ones, repeated." if len(repeats) else ""
-    caption(fig, f"How cost grows, up to {top:,} virtual patients; {machine_line(machine)}. Beside the names: exponent (95 % interval).{said}")
+    top = data.loc[data["series"] == "patients", "x"].max()
+    caption(fig, f"How cost grows, up to {top:,} virtual patients; {machine_line(machine)}. Beside the names: exponent (95 % interval). "
+                 f"{_pictures(data)}")
     return fig
 
 
@@ -205,29 +242,37 @@ def grown(found: pd.DataFrame) -> list[str]:
     return [f"{NAMES[row.stage]} holds more for more patients: exponent {row.shown}" for row in memory.itertuples()]
 
 
+def _until(most: int, counts: tuple[int, ...]) -> list[int]:
+    """The counts below `most`, and `most` itself."""
+    return [*(count for count in counts if count < most), most]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--up-to", type=int, default=3000, help="patients (default: %(default)s)")
-    parser.add_argument("--draw-up-to", type=int, default=3000, help="patients that are drawn, the others repeat their files (default: %(default)s)")
-    parser.add_argument("--audit-up-to", type=int, default=3000, help="patients that are audited (default: %(default)s)")
-    parser.add_argument("--native-px", type=int, default=768, help="longer side of a stored image (default: %(default)s)")
+    parser.add_argument("--up-to", type=int, default=PATIENTS[-1], help="patients (default: %(default)s)")
+    parser.add_argument("--draw-up-to", type=int, default=DRAWN[-1], help="patients that are drawn and audited (default: %(default)s)")
+    parser.add_argument("--evaluate-up-to", type=int, default=10_000, help="patients of whom the held-out are evaluated (default: %(default)s)")
+    parser.add_argument("--px", type=int, default=64, help="longer side of the small pictures (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sides of images, px (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the steps (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process; numpy's stages use all cores (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=2, help="processes, at most (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=1, help="of drawing and training by several processes (default: %(default)s)")
     parser.add_argument("--folder", help="for cohorts and stores (default: the system's for temporary files)")
     parser.add_argument("--out", type=Path, default=Path("figures/speed"), help="default: %(default)s")
     parser.add_argument("--small", action="store_true", help="few patients and small images, all in this process, for the test")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    measure, counts = here if args.small else measured, [4, 8, 16] if args.small else [count for count in PATIENTS if count <= args.up_to]
+    measure = here if args.small else measured
+    drawn, counts = ([4, 8], [4, 8, 16]) if args.small else (_until(args.draw_up_to, DRAWN), _until(args.up_to, PATIENTS))
+    sizes, rounds = ([32, 64, 96], 2) if args.small else (args.sizes, 3)
+    patients, steps = (8, 2) if args.small else (80, 20)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        drawn, sizes, rounds = (8, [32, 64, 96], 2) if args.small else (args.draw_up_to, args.sizes, 9)
-        patients, steps, turns = (8, 2, 1) if args.small else (120, 60, 3)
-        data = pd.concat([against_patients(measure, counts, drawn, args.audit_up_to, args.native_px, folder),
+        data = pd.concat([against_patients(measure, drawn, counts, args.evaluate_up_to, args.px, folder),
                           against_size(measure, sizes, rounds, args.device),
-                          against_devices(measure, args.at_once, patients, steps, turns, args.device, folder)], ignore_index=True)
+                          against_devices(measure, args.at_once, patients, steps, args.turns, args.device, folder)], ignore_index=True)
+    data.attrs["px"] = args.px
     found, machine = fits(data), machine_record(args.device)
     tables = [growth_table(data, machine), fit_table(found)]
     publish(args.out, "growth", tables, growth_figure(data, found, machine), machine)

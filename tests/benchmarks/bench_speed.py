@@ -18,11 +18,12 @@ from measure import Bench, Goal, Ratio, bench, in_turns
 from PIL import Image
 from work import TrainingStep
 
-from sos.cohort.views import ViewLoader, open_store
+from sos.cohort.batches import ViewLoader
+from sos.cohort.views import open_store
 from sos.config import get_profile
 from sos.predict import TOGETHER, load_stager, predict_paths
+from sos.study.fitting import keep_freed_memory
 from sos.study.runs import machine_record
-from sos.study.training import keep_freed_memory
 
 LOADER = Goal("training throughput: real loader over one batch again and again", "at least", 0.95, gpu=0.95)
 TEACHING = Goal("distillation step over plain step", "at most", 1.35, gpu=1.25)
@@ -42,7 +43,7 @@ def training(run: Bench) -> list[Ratio]:
     loader = ViewLoader(store, np.resize(np.arange(len(run.cohort.table)), BATCHES * config.batch_size), config, training=True, device=run.device,
                         window_px=teacher.window_px, window_scale=teacher.window_scale)
     loader.get_idxs()  # seeds it
-    rows = np.asarray(loader.rows[:config.batch_size])
+    rows = np.asarray(loader.dataset[:config.batch_size])
     taught, plain = TrainingStep(config, teacher, run.device), TrainingStep(config.with_(role="baseline"), device=run.device)
     frame, _, _, target = batch = loader.views(rows)
 

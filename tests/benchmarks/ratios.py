@@ -23,9 +23,9 @@ from packaging.utils import canonicalize_name
 
 from sos.config import home
 from sos.files import show_in_readme
+from sos.study.fitting import keep_freed_memory
 from sos.study.results import NOT_YET, Table
 from sos.study.runs import machine_record
-from sos.study.training import keep_freed_memory
 
 GOALS = (*bench_against.GOALS, *bench_speed.GOALS, *bench_start.GOALS)
 DEVICES = ("cpu", "cuda")

@@ -7,7 +7,6 @@ It prints one JSON object. Each stage imports what it needs and no more, so that
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ HELD_OUT = 0.35  # of the patients: validation and test
 TESTED = 0.25
 RESAMPLES = 2000
 EVERY_S = 0.02  # between two looks at memory
+FRAME_PX = 32  # what networks see where a stage goes through 100,000 images
 
 
 class Watched:
@@ -40,7 +40,7 @@ class Watched:
         self._over.set()
         self._looker.join()
         self.own = max(self._most, own_mib()) - self._before
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+        self.peak = _held(os.getpid(), "VmHWM")  # getrusage's begins with what the parent held
 
     def measured(self) -> dict:
         return {"seconds": self.seconds, "peak_mib": self.peak, "own_mib": self.own, "held_mib": self._before}
@@ -48,15 +48,16 @@ class Watched:
 
 def own_mib() -> float:
     """Anonymous memory of this process and of those that it started, in MiB; nan where the system does not tell."""
-    return sum(_anonymous(process) for process in [os.getpid(), *_children(os.getpid())])
+    return sum(_held(process, "RssAnon") for process in [os.getpid(), *_children(os.getpid())])
 
 
-def _anonymous(process: int) -> float:
+def _held(process: int, what: str) -> float:
+    """What the line `what` of a process's status says, in MiB."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:  # over since it was listed, or no Linux
         return 0.0 if process != os.getpid() else float("nan")
-    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
 
 
 def _children(process: int) -> list[int]:
@@ -92,7 +93,7 @@ def _loader(manifest: str, cache: str, native_px: int) -> dict:
     from sos.cohort.views import open_store
     from sos.config import get_profile
 
-    config, teacher = get_profile("quick").run("student"), get_profile("quick").run("teacher")
+    config, teacher = get_profile("smoke").run("student").with_(frame_px=FRAME_PX), get_profile("smoke").run("teacher").with_(window_px=FRAME_PX)
     store = open_store(read_manifest(manifest), Path(cache), native_px)
     with Watched() as watched:
         for _ in loader_of(config, teacher, store):
@@ -114,14 +115,36 @@ def _evaluate(manifest: str, cache: str, native_px: int) -> dict:
     from sos.cohort.manifest import read_manifest
     from sos.cohort.views import open_store
     from sos.config import get_profile
-    from sos.study.training import evaluate, keep_freed_memory, network
+    from sos.study.fitting import keep_freed_memory, network
+    from sos.study.training import evaluate
 
     keep_freed_memory()
-    config, cohort = get_profile("quick").run("baseline"), read_manifest(manifest)
+    config, cohort = get_profile("smoke").run("baseline").with_(frame_px=FRAME_PX), read_manifest(manifest)
     store, net = open_store(cohort, Path(cache), native_px), network(config, len(cohort.scheme), "cpu").eval()
     rows = np.arange(len(cohort.table))[:round(HELD_OUT * len(cohort.table))]
     with Watched() as watched:
         evaluate(net, store, cohort, rows, config)
+    return watched.measured()
+
+
+def _answers(manifest: str) -> dict:
+    """`sos predict` by a network of one layer: what is asked is what stays in memory between images."""
+    from unittest.mock import patch
+
+    import pandas as pd
+    from torch import nn
+
+    from sos import predict
+    from sos.config import get_profile
+    from sos.method.models import Head, StagingNet
+    from sos.stages import BASSED5
+
+    net = StagingNet(nn.Conv2d(1, 8, 3, stride=8, padding=1), Head(8, len(BASSED5))).eval()
+    stager = predict.Stager(net, get_profile("smoke").run("baseline").with_(frame_px=FRAME_PX), BASSED5, "of one layer")
+    paths = [Path(manifest).parent / name for name in pd.read_csv(manifest)["image"]]
+    with patch.object(predict, "load_stager", return_value=stager), Watched() as watched:
+        failed = sum(bool(row["error"]) for row in predict.predict_paths(paths))
+    assert not failed, f"{failed} images could not be read"
     return watched.measured()
 
 
@@ -148,7 +171,7 @@ def _step(what: str, size: int, rounds: int, device: str) -> dict:
     from work import TrainingStep, on_device, synthetic_batch
 
     from sos.config import get_profile
-    from sos.study.training import keep_freed_memory
+    from sos.study.fitting import keep_freed_memory
 
     keep_freed_memory()
     config = get_profile("quick").run("baseline").with_(frame_px=size)
@@ -167,7 +190,7 @@ def _run(steps: int, device: str) -> dict:
     from work import TrainingStep, on_device, synthetic_batch
 
     from sos.config import get_profile
-    from sos.study.training import keep_freed_memory
+    from sos.study.fitting import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -188,7 +211,8 @@ def one(point: dict) -> dict:
     return _STAGES[point["stage"]](**{name: value for name, value in point.items() if name != "stage"})
 
 
-_STAGES = {"draw": _draw, "store": _store, "loader": _loader, "audit": _audit, "evaluate": _evaluate, "metrics": _metrics, "step": _step, "run": _run}
+_STAGES = {"draw": _draw, "store": _store, "loader": _loader, "audit": _audit, "evaluate": _evaluate, "answers": _answers, "metrics": _metrics,
+           "step": _step, "run": _run}
 
 if __name__ == "__main__":
     print(json.dumps(one(json.loads(sys.argv[1]))))

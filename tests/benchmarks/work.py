@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from sos.cohort.views import ViewLoader
+from sos.cohort.batches import ViewLoader
 from sos.config import RunConfig
 from sos.method.cam import explain
 from sos.method.distill import Distillation
-from sos.study.training import CLIP, adamw, decayed_and_not, network
+from sos.study.fitting import adamw, decayed_and_not, network
+from sos.study.training import CLIP
 
 STAGES = 5
 ADAMW_BYTES = 7 * 4  # a float32 parameter: itself, gradient and two moments read, all but the gradient written
