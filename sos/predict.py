@@ -99,34 +99,11 @@ def _frame_of(image: GreyImage, part: tuple[int, int, int, int], config: RunConf
 
 def region(cam: np.ndarray) -> list[list[float]]:
     """Two corners, in [0, 1], of the connected part of a map (n, n) that is above REGION of its peak and holds the peak."""
-    above = cam >= REGION * cam.max()
-    rows, columns = (np.flatnonzero(above.any(axis)) for axis in (1, 0))
-    top, left = rows[0], columns[0]
-    y, x = np.unravel_index(cam.argmax(), cam.shape)
-    part = connected(above[top:rows[-1] + 1, left:columns[-1] + 1], y - top, x - left)
-    rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
-    corners = [[left + columns[0], top + rows[0]], [left + columns[-1] + 1, top + rows[-1] + 1]]
-    return (np.array(corners) / cam.shape[::-1]).tolist()
+    from scipy import ndimage  # which takes a quarter of a second, and what imports this room need not wait for it
 
-
-def connected(mask: np.ndarray, y: int, x: int) -> np.ndarray:
-    """The part of a mask (h, w) that is connected to a place in it, by rows and columns.
-
-    Of each row, and then of each column, the runs that hold a place reached so far are reached whole; turns end where nothing is new. A few
-    do for a blob. What scipy.ndimage.label does takes longer to import than the first image to stage.
-    """
-    def runs(lines):  # (n, m) each place's run, numbered; a gap has the number of the run behind it
-        return np.cumsum(np.pad(~lines, [(0, 0), (0, 1)], constant_values=True)).reshape(len(lines), -1)[:, :-1]
-
-    across, down = runs(mask), runs(mask.T).T
-    part, size = np.zeros_like(mask), 0
-    part[y, x] = True
-    while size < (size := int(part.sum())):
-        for run in (across, down):
-            reached = np.zeros(run.max() + 1, bool)
-            reached[run[part]] = True
-            part = reached[run] & mask
-    return part
+    parts, _ = ndimage.label(cam >= REGION * cam.max())
+    rows, columns = ndimage.find_objects((parts == parts[np.unravel_index(cam.argmax(), cam.shape)]).astype(np.uint8))[0]
+    return [[columns.start / cam.shape[1], rows.start / cam.shape[0]], [columns.stop / cam.shape[1], rows.stop / cam.shape[0]]]
 
 
 def load_stager(weights=None) -> Stager:

@@ -181,7 +181,8 @@ def test_predict_imports_what_it_needs_and_nothing_that_takes_long(tiny_cohort):
     assert done.returncode == 0 and json.loads(done.stdout)["stage"] in BASSED5.labels
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert {"torch", "pydicom"} <= imported
-    assert not imported & {"torchvision", "torch._dynamo", "sympy", "fastai", "pandas", "scipy", "matplotlib", "sklearn", "highdicom", "onnx"}
+    slow = {"torchvision", "torch._dynamo", "sympy", "fastai", "pandas", "scipy.optimize", "scipy.stats", "matplotlib", "sklearn", "highdicom", "onnx"}
+    assert not imported & slow
 
 
 def test_output_whose_reader_has_gone_is_no_traceback():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
 from sos.config import RunConfig
@@ -16,7 +15,7 @@ from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
 from sos.method.models import build
 from sos.pictures import save_picture
-from sos.predict import TINY, TOGETHER, Stager, connected, load_stager, predict_paths, region
+from sos.predict import TINY, TOGETHER, Stager, load_stager, predict_paths, region
 from sos.stages import BASSED5
 from sos.study import trust
 from sos.study.trust import scaled
@@ -96,25 +95,6 @@ def test_the_region_holds_the_peak_and_ends_at_half_of_it():
     cam = np.zeros((10, 10))
     cam[2:5, 3:6], cam[3, 4], cam[8, 8] = 0.6, 1.0, 0.9  # the second spot is not connected
     assert region(cam) == [[0.3, 0.2], [0.6, 0.5]]
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.6, 0.9])
-def test_the_part_of_a_mask_round_a_place_is_that_of_scipy(share):
-    rng = np.random.default_rng(0)
-    for height, width in ((1, 1), (1, 30), (30, 1), (40, 57), (64, 64)):
-        mask = rng.random((height, width)) < share
-        mask[height // 2, width // 2] = True
-        parts, _ = ndimage.label(mask)
-        assert (connected(mask, height // 2, width // 2) == (parts == parts[height // 2, width // 2])).all()
-
-
-def test_a_winding_part_is_followed_to_its_end():
-    mask = np.zeros((41, 41), bool)
-    mask[::2] = True  # rows joined at either end by turns
-    mask[1::4, -1] = mask[3::4, 0] = True
-    assert (connected(mask, 0, 0) == mask).all() and (connected(mask, 40, 5) == mask).all()
-    mask[21, -1] = False
-    assert connected(mask, 0, 0).sum() == mask[:22].sum() - mask[21].sum()
 
 
 def test_a_map_of_nothing_is_no_place(stager, image, monkeypatch):

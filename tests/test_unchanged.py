@@ -17,6 +17,7 @@ _ZOOM = {  # on a processor whose vectors are those of AVX2, and on one with AVX
     True: [2.6933, 1.6869, 1.3878, 0.19522, 5.0874, 0.69916, 0.18454, 0.17682, 0.24387, 0.2141, 0.18067],
     False: [2.7042, 1.6865, 1.4024, 0.19184, 5.0745, 0.6984, 0.1858, 0.17743, 0.24288, 0.21544, 0.17845],
 }
+WITHIN = {"zoom": 1e-2}  # half of what lies between these two, which are of the same code; other models differ by less than 1e-3
 REFERENCE = {  # losses of the last epoch (training, validation, and the terms of a student), then the mean probabilities of stages 1 to 5
     "teacher": [1.6246, 1.7248, 0.2047, 0.18354, 0.18596, 0.17779, 0.24801],
     "baseline": [1.6082, 1.6485, 0.1226, 0.16319, 0.13103, 0.10963, 0.47354],
@@ -44,4 +45,4 @@ def study(tmp_path_factory, tiny_cohort, one_thread):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_training_ends_as_before(model, study):
-    assert summary(study, model) == pytest.approx(REFERENCE[model], rel=2e-3, abs=2e-4)
+    assert summary(study, model) == pytest.approx(REFERENCE[model], rel=WITHIN.get(model, 2e-3), abs=2e-4)

@@ -69,7 +69,8 @@ def cluster(workers: int | None = None, runs_per_gpu: int | None = None, schedul
     from distributed import Client, SpecCluster
 
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": RUN_ATTEMPTS - 1}))
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": RUN_ATTEMPTS - 1,
+                                             "distributed.worker.profile.enabled": False}))  # which looks at every worker a hundred times a second
         if scheduler:
             yield stack.enter_context(_joined(scheduler, workers, runs_per_gpu))
             return
