@@ -114,9 +114,10 @@ MUTANTS = [Mutant(*row) for row in (
     ("paste: half a step off", "cam.py", "steps = (torch.arange(size * fine, device=cam.device) + 0.5)",
      "steps = torch.arange(size * fine, device=cam.device)"),
     ("paste: window read as (y, x)", "cam.py", "    steps = ", "    window = window[:, [1, 0, 3, 2]]\n    steps = "),
-    ("paste: corners aligned", "cam.py", 'padding_mode="border", align_corners=False', 'padding_mode="border", align_corners=True'),
-    ("paste: spills over the window", "cam.py", "align_corners=False) * inside", "align_corners=False)"),
-    ("paste: nearest for bilinear", "cam.py", 'grid, mode="bilinear"', 'grid, mode="nearest"'),
+    ("paste: corners aligned", "cam.py", "centre = (place * cells - 0.5)", "centre = (place * (cells - 1))"),
+    ("paste: spills over the window", "cam.py", "(weight * ((place >= 0) & (place <= 1))[:, :, None])", "weight"),
+    ("paste: nearest for bilinear", "cam.py", "(1 - (centre[:, :, None] - torch.arange(cells, device=cam.device)).abs()).clamp_min(0)",
+     "((centre[:, :, None] - torch.arange(cells, device=cam.device)).abs() < 0.5).float()"),
     # the terms and their callback
     ("L_cls: sign flipped", "distill.py", "lambda: F.cross_entropy", "lambda: -F.cross_entropy"),
     ("terms: teacher's map not put back", "distill.py", "paste(teacher_cam, window, cam.shape[-1])",

@@ -110,7 +110,8 @@ def test_two_processes_train_as_one_does_with_the_whole_batch(study, two, monkey
     net, history, _ = fit(settings, study.store, study.cohort, tmp_path / "one.pt", study.teacher(), "cpu")
     share = ViewLoader.create_batch
     monkeypatch.setattr(ViewLoader, "create_batch",
-                        lambda self, items: tuple(part[::2] for part in share(self, items)) if self.training else share(self, items))
+                        lambda self, items: tuple(part[::2] for part in share(self, items)) if self.views.training
+                        else share(self, items))
     half, half_history, _ = fit(settings, study.store, study.cohort, tmp_path / "half.pt", study.teacher(), "cpu")
 
     def answers(net):
