@@ -1,7 +1,7 @@
 """How cost grows: time and memory of each stage against patients, image size, and cores or devices that work at once.
 
-    python tests/benchmarks/bench_growth.py                      all of it, to 100,000 patients: about twelve minutes of two slow cores
-    python tests/benchmarks/bench_growth.py --up-to 10000        the same without the last point: about five
+    python tests/benchmarks/bench_growth.py                      all of it, to 100,000 patients: about 18 minutes of two slow cores
+    python tests/benchmarks/bench_growth.py --up-to 10000        the same without the last point: about six
     python tests/benchmarks/bench_growth.py --draw-up-to 200 --sizes 96 192 384 --folder /scratch --out figures/speed
 
 Leave the machine to it alone; it writes `growth*` under figures/speed. It needs 2 GiB of disk for a while.
