@@ -169,7 +169,7 @@ class Road:
             if not self.own and not only and set(record.steps) >= set(self.steps):
                 show_in_readme(f"times:{self.profile.name}", self.times(record))
 
-    def needed(self, step: "Todo", record: Record) -> bool:
+    def needed(self, step: Todo, record: Record) -> bool:
         """Whether the step must run, which then has begun in the record; else its line is printed."""
         step.inputs = self.inputs(step.name, record)
         step.reason = record.why(step.name, step.inputs) or ("forced" if step.forced else "")
@@ -186,7 +186,7 @@ class Road:
             record.begin(step.name)
         return True
 
-    def carry_out(self, step: "Todo", record: Record, deadline: float) -> None:
+    def carry_out(self, step: Todo, record: Record, deadline: float) -> None:
         """The cohort or the runs."""
         if time.time() >= deadline:
             raise Stopped
@@ -202,7 +202,7 @@ class Road:
         self.finish(step, record, made, [])
         print(spoken(time.time() - step.began))
 
-    def execute_notebooks(self, steps: list["Todo"], record: Record, deadline: float) -> None:
+    def execute_notebooks(self, steps: list[Todo], record: Record, deadline: float) -> None:
         """In the order of their numbers, `at_once` of them side by side where the runs that they read are made before; each line is printed when its
         notebook has ended."""
         parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
@@ -236,11 +236,11 @@ class Road:
         if wrong:
             raise wrong
 
-    def interrupted(self, step: "Todo", record: Record, how: str) -> None:
+    def interrupted(self, step: Todo, record: Record, how: str) -> None:
         record.pause(step.name, time.time() - step.began)
         print(f"{step.title}{step.reason} ... {how}", flush=True)
 
-    def finish(self, step: "Todo", record: Record, made: list[Path], beside: list["Todo"]) -> None:
+    def finish(self, step: Todo, record: Record, made: list[Path], beside: list[Todo]) -> None:
         """Record what the step made: the results that it noted, and those that have changed, or that nobody owns since an attempt was cut off,
         and that no notebook `beside` it noted."""
         results = set()

@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import platform
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from sos.config import RunConfig
 from sos.errors import RunError
 from sos.method.models import build
 from sos.stages import BASSED5
+from sos.study import runs
 from sos.study.runs import Run, find_runs, load_network, machine_record, round_weights, run_name, save_weights, training_code
 
 CONFIG = RunConfig(role="baseline", backbone="resnet18_half", frame_px=64)
@@ -213,3 +216,12 @@ def test_run_of_another_version_is_told_in_one_line(tmp_path):
     (path / "config.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match="made by another version of this software .*'label_smoothing'.*train it again"):
         Run(path).config
+
+
+def test_the_hash_of_the_code_covers_every_room_of_the_cohort_that_training_reads():
+    """But the manifest: what it says is in the hash of the data."""
+    package = Path(runs.__file__).resolve().parents[1]
+    files = [package / part for part in runs._TRAINING_CODE if part.endswith(".py")]
+    named = {name for file in files for name in re.findall(r"^from (?:\.\.cohort)?\.(\w+) import", file.read_text(), re.M)}
+    read = {f"cohort/{name}.py" for name in named - {"manifest"} if (package / "cohort" / f"{name}.py").is_file()}
+    assert read == {part for part in runs._TRAINING_CODE if part.startswith("cohort/")}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd  # which takes a while to import, as do all that compute with it: only where a table is read
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_TRAINING_CODE = ("method", "cohort/cameras.py", "cohort/views.py", "study/training.py", "study/fitting.py", "study/detector.py")
+_TRAINING_CODE = ("method", "cohort/batches.py", "cohort/cameras.py", "cohort/views.py", "study/training.py", "study/fitting.py", "study/detector.py")
 _LOOKED = ("decided", "peak_x", "peak_y", "pointing", "energy", "iou", "found", "score", "box_x0", "box_y0", "box_x1", "box_y1",
            "window_x0", "window_y0", "window_x1", "window_y1")  # where a network looked
 
