@@ -201,9 +201,10 @@ class Profile:
     difficulty_patients: int = 500  # of them, the same people at each difficulty
 
     def __post_init__(self):
+        known = replace(self, seeds=self.seeds[:1], competitors_trained=()).competitors() if self.competitors_trained else ()
         for name in self.competitors_trained:
-            if name not in self.competitors():
-                raise ConfigError(f"no competitor '{name}'; known: {', '.join(self.competitors())}")
+            if name not in known:
+                raise ConfigError(f"no competitor '{name}'; known: {', '.join(known)}")
 
     def run(self, model: str, seed: int | None = None) -> RunConfig:
         """The run of `model`, one of MODELS or the detector, with `seed` (the profile's first where None)."""

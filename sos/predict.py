@@ -23,7 +23,7 @@ from .config import PROFILES, RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
 from .method.cam import enlarge, explain, peak
-from .method.models import StagingNet
+from .method.models import StagingNet, fold_norms
 from .rows import empty_row
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
@@ -59,13 +59,13 @@ class Stager:
         """`look` of several images in one pass, which costs less than a pass for each."""
         parts = [image.record.get("content") or (0, 0, *image.pixels.shape[::-1]) for image in images]
         views = [_frame_of(image, part, self.config) for image, part in zip(images, parts, strict=True)]
-        frames = normalise(torch.cat([frame for frame, _, _ in views]).div_(255))  # (n, 1, side, side)
+        frames = [frame for frame, _, _ in views]
+        both = torch.cat([*frames, *(frame.flip(3) for frame in frames)])  # (2n, 1, side, side)
 
         def together(logits):  # (n, k) probabilities of images, from logits (2n, k) of them and their mirror images
             return logits.double().softmax(1).view(2, len(images), -1).mean(0)
 
-        look, cams = explain(self.net, torch.cat([frames, frames.flip(3)]), lambda logits: together(logits).argmax(1).repeat(2),
-                             self.config.cam_layer)
+        look, cams = explain(self.net, both, lambda logits: together(logits).argmax(1).repeat(2), self.config.cam_layer)
         cams = cams[:len(images)] + cams[len(images):].flip(2)  # (n, m, m)
         peaks, fine = peak(cams).tolist(), enlarge(cams, self.config.frame_px).numpy()
         probabilities = (together(look.logits).clamp_min(TINY).log() / self.temperature).softmax(1).numpy()
@@ -89,21 +89,26 @@ class Stager:
 
 
 def _frame_of(image: GreyImage, part: tuple[int, int, int, int], config: RunConfig) -> tuple[torch.Tensor, Scene, float]:
-    """The frame (1, 1, side, side), grey 0..255, of a part x0, y0, x1, y1 of an image, where it lies on the part as reduced, and reduced over
+    """The frame (1, 1, side, side), normalised, of a part x0, y0, x1, y1 of an image, where it lies on the part as reduced, and reduced over
     stored pixels."""
     x0, y0, x1, y1 = part
     native, scale, _ = reduce_to(replace(image, pixels=image.pixels[y0:y1, x0:x1]), NATIVE_PX)
     scene = still_scene(torch.tensor([native.shape]))
-    return frame_camera(torch.from_numpy(native)[None, None].float(), scene, config), scene, scale
+    frame = frame_camera(torch.from_numpy(native)[None, None].float(), scene, config)
+    return normalise(frame.div_(255)), scene, scale
 
 
 def region(cam: np.ndarray) -> list[list[float]]:
     """Two corners, in [0, 1], of the connected part of a map (n, n) that is above REGION of its peak and holds the peak."""
     from scipy import ndimage  # which takes a quarter of a second, and what imports this room need not wait for it
 
-    parts, _ = ndimage.label(cam >= REGION * cam.max())
-    rows, columns = ndimage.find_objects((parts == parts[np.unravel_index(cam.argmax(), cam.shape)]).astype(np.uint8))[0]
-    return [[columns.start / cam.shape[1], rows.start / cam.shape[0]], [columns.stop / cam.shape[1], rows.stop / cam.shape[0]]]
+    above = cam >= REGION * cam.max()
+    (y0, y1), (x0, x1) = ((np.flatnonzero(above.any(axis))[[0, -1]] + (0, 1)).tolist() for axis in (1, 0))  # most of a map lies below: not looked at
+    parts, _ = ndimage.label(above[y0:y1, x0:x1])
+    y, x = np.unravel_index(cam.argmax(), cam.shape)
+    rows, columns = ndimage.find_objects(parts)[parts[y - y0, x - x0] - 1]
+    height, width = cam.shape
+    return [[(x0 + columns.start) / width, (y0 + rows.start) / height], [(x0 + columns.stop) / width, (y0 + rows.stop) / height]]
 
 
 def load_stager(weights=None) -> Stager:
@@ -117,10 +122,10 @@ def load_stager(weights=None) -> Stager:
         record = released_record()
         config, scheme = config_of(record, RELEASED), get_scheme(record["scheme"])
         net = load_network(RELEASED / "student.safetensors", config, len(scheme))
-        return Stager(net, config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0), record["virtual"])
+        return Stager(fold_norms(net), config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0), record["virtual"])
     if run.config.role not in ("student", "baseline"):
         raise RunError(f"{run.name}: a teacher reads crops that a person or a detector draws; give the folder of a student or baseline")
-    return Stager(run.load(), run.config, run.scheme, run.name, run.temperature_scale, run.record["virtual"])
+    return Stager(fold_norms(run.load()), run.config, run.scheme, run.name, run.temperature_scale, run.record["virtual"])
 
 
 def best_student() -> Run | None:

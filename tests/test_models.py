@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sos.config import BACKBONES, RunConfig
-from sos.method.models import Head, build
+from sos.method.models import Head, build, fold_norms
 
 CHANNELS = {"resnet16_half": 256, "resnet18_half": 256, "resnet18": 512, "resnet50": 2048, "efficientnet_b0": 1280, "convnext_tiny": 768,
             "convnext_tiny_attention": 768}
@@ -70,3 +70,24 @@ def test_bfloat16_runs_the_backbone_only_and_answers_nearly_the_same():
     assert {part.dtype for part in b[:3]} == {torch.float32}
     assert not torch.equal(a.features, b.features)
     assert (a.features - b.features).norm() < 0.05 * a.features.norm()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_folded_norms_leave_the_function_and_no_norm_of_a_batch(backbone):
+    torch.manual_seed(0)
+    net = build(RunConfig(backbone=backbone), 5).eval()
+    for norm in (part for part in net.modules() if isinstance(part, nn.BatchNorm2d)):
+        for numbers, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -1, 1), (norm.running_mean, -1, 1), (norm.running_var, 0.5, 2)):
+            nn.init.uniform_(numbers, low, high)
+    picture = torch.randn(2, 1, 96, 96)
+    with torch.no_grad():
+        before = net.look(picture)
+        after = fold_norms(net).look(picture)
+    for a, b in zip(before[:3], after[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in net.modules())
+
+
+def test_folding_norms_reaches_both_looks():
+    net = fold_norms(build(RunConfig(looks=2), 5).eval())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in net.modules())
