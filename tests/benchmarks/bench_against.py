@@ -47,9 +47,9 @@ from sos.images.reader import read_image
 from sos.method.cam import enlarge, explain
 from sos.method.distill import Distillation
 from sos.method.models import StagingNet
-from sos.predict import NATIVE_PX, TOGETHER, load_stager, predict_paths
+from sos.predict import NATIVE_PX, TOGETHER, predict_paths, released_record
 from sos.study.fitting import adamw, decayed_and_not, keep_freed_memory, network
-from sos.study.runs import machine_record
+from sos.study.runs import RELEASED, config_of, load_network, machine_record
 from sos.study.training import CLIP, use_bf16
 
 CAM = Goal("Grad-CAM of a batch: time of pytorch-grad-cam over ours", "at least", 2.8, gpu=2.8)
@@ -108,9 +108,10 @@ def cam_batch(run: Bench) -> tuple[StagingNet, torch.Tensor, torch.Tensor]:
     """A network, a batch as large as evaluation takes it, and a stage for each image; on cores the released weights."""
     config = get_profile(run.profile).run("student")
     net = network(config, STAGES, run.device)
-    stager = load_stager("released")
-    if config.backbone == stager.config.backbone:
-        net.load_state_dict(StagingNet(stager.net.body, stager.net.head).state_dict())
+    released = config_of(released_record(), RELEASED)
+    if config.backbone == released.backbone:
+        trained = load_network(RELEASED / "student.safetensors", released, STAGES)
+        net.load_state_dict(StagingNet(trained.body, trained.head).state_dict())
     images = 2 * config.batch_size
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(images, 1, config.frame_px, config.frame_px, generator=generator).to(run.device)
