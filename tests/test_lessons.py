@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sos import lessons
+from sos.check import check
 from sos.errors import LessonError
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -86,7 +87,7 @@ def test_too_few_exercises_are_told(source):
     (None, 42, "not yet; write"), ("no number", 42, "not yet; write"), ([1, 2], [1, 2, 3], r"not yet; the shape is \(2,\), not \(3,\)"),
     (np.array([1.0, 2.0]), [1, 2], "right"), (float("nan"), [1, 2], "not yet; write"), (..., 1, "not yet; write"), (1, [1, 1], "not yet; the shape")])
 def test_a_check_says_whether_an_answer_is_right(capsys, answer, expected, said):
-    lessons.check("1", answer, expected)
+    check("1", answer, expected)
     assert re.match(f"Exercise 1: {said}", capsys.readouterr().out)
 
 

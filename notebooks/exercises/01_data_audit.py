@@ -6,7 +6,7 @@
 # %%
 import numpy as np
 
-from sos.lessons import check
+from sos.check import check
 
 table = study.cohort.table
 test = table[table["split"] == "test"]

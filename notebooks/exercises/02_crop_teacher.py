@@ -6,7 +6,7 @@
 # %%
 import numpy as np
 
-from sos.lessons import check
+from sos.check import check
 
 predictions = study.teacher().test  # one row a held-out image: stage, decided, p1 … p5
 truth, decided = (predictions[name].to_numpy() for name in ("stage", "decided"))

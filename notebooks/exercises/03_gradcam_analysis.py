@@ -4,7 +4,7 @@
 # They need the first cells of this notebook and the run of the plain network.
 
 # %%
-from sos.lessons import check
+from sos.check import check
 from sos.method.cam import box_mask, grad_cam
 
 predictions = study.baseline().test  # pointing: 1 where the peak of the map lies in the expert's box; energy: the share of the map inside

@@ -4,7 +4,7 @@
 # They need the first cells of this notebook; the last one the runs of the main networks.
 
 # %%
-from sos.lessons import check
+from sos.check import check
 
 logits = torch.tensor([[4.0, 2.0, 0.0, -1.0, -3.0]])  # of a teacher, for five stages
 

@@ -6,7 +6,7 @@
 # %%
 import numpy as np
 
-from sos.lessons import check
+from sos.check import check
 
 plain, student = (run.test.sort_values("image") for run in (study.baseline(), study.student()))
 plain_right, student_right = ((table["decided"] == table["stage"]).to_numpy() for table in (plain, student))

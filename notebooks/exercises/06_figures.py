@@ -6,7 +6,7 @@
 # %%
 import numpy as np
 
-from sos.lessons import check
+from sos.check import check
 from sos.study import metrics, trust
 
 run = study.student()
