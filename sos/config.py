@@ -371,6 +371,8 @@ PROFILES["ablations"] = replace(PROFILES["quick"], name="ablations", competitors
     output_stride=(16, 32), frame_px=(0.5, 0.75), window_scale=(0.75, 1.5), box_jitter=(0.25,), label_share=(0.25, 0.5),
     student_init=STUDENT_INITS, two_looks=TWO_LOOKS))
 
+PUBLISHED = ("quick", "quick5", "ablations", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
+
 
 def get_profile(name: str) -> Profile:
     """The profile called `name`. Raises ConfigError naming the known ones."""

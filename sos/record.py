@@ -134,6 +134,15 @@ class Record:
     def owned(self) -> set[str]:
         return {file for step in self.steps.values() for file in step["outputs"]}
 
+    def finished(self, names) -> bool:
+        """Whether all steps `names` came to an end."""
+        return all(self.steps.get(name, {}).get("inputs") for name in names)
+
+    def made_in(self, folders) -> str:
+        """Fingerprint of all results in `folders` of the root, whichever step made them."""
+        made = [[file, known["sha256"]] for step in self.steps.values() for file, known in step["outputs"].items() if file.split("/")[0] in folders]
+        return config.digest(sorted(made))
+
     def trained_in(self, steps: list[str]) -> str:
         """Fingerprint of the trained runs that `steps` made."""
         runs = [[file, known["sha256"]] for name in steps if name in self.steps

@@ -54,8 +54,8 @@ class Todo:
 
 
 class Road:
-    """The steps of one profile and one cohort: `cohort`; `runs`, where the profile trains several at once; then the notebooks in the order of
-    their numbers."""
+    """The steps of one profile and one cohort: `cohort`; `runs`, where the profile trains several at once; the notebooks in the order of their
+    numbers; and `publish`, where results of the profile are kept in the repository."""
 
     def __init__(self, profile: str, cohort: str = "", notebooks: Path | None = None):
         self.profile = config.get_profile(profile)
@@ -66,17 +66,18 @@ class Road:
         self.notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
         if not self.notebooks:
             raise RunError("no notebooks found beside the package; start this from a checkout of the repository")
-        self.steps = ["cohort", *(["runs"] if self.profile.at_once else []), *self.notebooks]
+        publish = ["publish"] if self.profile.name in config.PUBLISHED and not self.own else []
+        self.steps = ["cohort", *(["runs"] if self.profile.at_once else []), *self.notebooks, *publish]
         self.code = config.source_digest(*(p for p in PACKAGE.rglob("*.py") if p.name not in ROOMS_OF_NO_RESULT))
 
     def choose(self, only: str | None) -> list[str]:
-        """Names of the steps to look at. With `only`, the cohort (which every notebook reads) and the steps of that number or name."""
+        """Names of the steps to look at. With `only`, the cohort (which every notebook reads), the steps of that number or name, and publishing."""
         if not only:
             return self.steps
         chosen = [name for name in self.steps if name == only or name.startswith(f"{only.zfill(2)}_")]
         if not chosen:
             raise ConfigError(f"no step '{only}'; known: {', '.join(self.steps)}")
-        return sorted({"cohort", *chosen}, key=self.steps.index)
+        return sorted({"cohort", *chosen, *(["publish"] if "publish" in self.steps else [])}, key=self.steps.index)
 
     def inputs(self, name: str, record: Record) -> dict:
         """Fingerprints of all that the step reads; the keys are what the reason for a new run says."""
@@ -88,6 +89,8 @@ class Road:
         known = {"code": self.code, "profile": config.digest(self.profile.resolved()), "cohort": manifest_fingerprint(self.manifest)}
         if name == "runs":
             return known
+        if name == "publish":
+            return {"code": self.code, "results": record.made_in(RESULT_FOLDERS)}
         return known | {"notebook": notebook_fingerprint(self.notebooks[name]),
                         "earlier results": record.trained_in(self.steps[:self.steps.index(name)])}
 
@@ -96,6 +99,10 @@ class Road:
         if name == "runs":
             self.make_runs()
             return []
+        if name == "publish":
+            from .study.tables import publish
+
+            return publish(self.profile.name)
         if self.own:
             from .cohort.audit import audit
 
@@ -163,9 +170,11 @@ class Road:
             record = Record(self.root)
             todo = [Todo(name, force and not (only and name == "cohort")) for name in self.choose(only)]
             for step in todo:
-                if step.name not in self.notebooks:
+                if step.name in ("cohort", "runs"):
                     self.carry_out(step, record, deadline)
             self.execute_notebooks([step for step in todo if step.name in self.notebooks], record, deadline)
+            if todo[-1].name == "publish" and record.finished(self.notebooks):
+                self.carry_out(todo[-1], record, deadline)
             if not self.own and not only and set(record.steps) >= set(self.steps):
                 show_in_readme(f"times:{self.profile.name}", self.times(record))
 
@@ -203,11 +212,13 @@ class Road:
         print(spoken(time.time() - step.began))
 
     def execute_notebooks(self, steps: list[Todo], record: Record, deadline: float) -> None:
-        """In the order of their numbers, `at_once` of them side by side where the runs that they read are made before; each line is printed when its
-        notebook has ended."""
+        """In the order of their numbers; where the runs that they read are made before, `at_once` of them side by side, the last of all first, which
+        draws every figure again and takes the longest. Each line is printed when its notebook has ended."""
         parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
         abreast = min(self.profile.at_once or 1, len(os.sched_getaffinity(0)))
         threads = len(os.sched_getaffinity(0)) // abreast if abreast > 1 else 0
+        if abreast > 1 and steps and steps[-1].name == [*self.notebooks][-1]:
+            steps = [steps[-1], *steps[:-1]]
         begun, running, wrong = [], {}, None
         with TemporaryDirectory() as logs, ThreadPoolExecutor(abreast) as pool:
             try:

@@ -15,6 +15,7 @@ import pytest
 from sos import config, notebook, steps
 from sos.errors import ConfigError
 from sos.record import Record
+from sos.study import tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile = "smoke"\ncohort = ""'
@@ -356,6 +357,7 @@ def test_a_notebook_beside_one_that_fails_comes_to_its_end(abreast, capsys):
     abreast.notebook("01_look", MEET.format(own="first", other="second") + "\nraise ValueError('no such stage')")
     abreast.notebook("02_learn", MEET.format(own="second", other="runs/tiny/notebooks/01_look.failed.ipynb") + "\ntime.sleep(3)")
     abreast.notebook("03_more")
+    abreast.notebook("04_last")
     assert abreast.walk() == 1
     told = capsys.readouterr()
     assert "01_look.ipynb, cell [4]: ValueError: no such stage" in told.err and (abreast.root / "notebooks" / "02_learn.ipynb").is_file()
@@ -364,6 +366,30 @@ def test_a_notebook_beside_one_that_fails_comes_to_its_end(abreast, capsys):
     abreast.notebook("01_look")
     assert abreast.walk() == 0
     assert sorted(abreast.calls().split()) == ["01", "03"]
+
+
+def test_the_last_notebook_begins_first_where_two_go_side_by_side(abreast, house):
+    for name in ("01_look", "02_learn", "03_figures"):
+        abreast.notebook(name, "import time; time.sleep(1)")
+    assert abreast.walk() == 0
+    assert abreast.calls().split()[2] == "02"
+
+
+def test_results_are_published_when_all_notebooks_have_ended(abreast, monkeypatch, capsys):
+    """The last notebook ends long before the first, whose figure is published all the same; a second time nothing is copied."""
+    monkeypatch.setattr(config, "PUBLISHED", ("tiny",))
+    monkeypatch.setattr(tables, "PUBLISHED", ("tiny",))
+    abreast.notebook("01_look", "import time; time.sleep(3)" + FIGURE.format(name="fig1"))
+    abreast.notebook("02_figures", FIGURE.format(name="fig2"))
+    assert abreast.walk("--only", "02") == 0 and not (abreast.home / "figures").exists()
+    assert abreast.walk() == 0
+    published = abreast.home / "figures" / "tiny"
+    assert sorted(path.name for path in published.glob("*.png")) == ["fig1.png", "fig2.png"]
+    capsys.readouterr()
+    assert abreast.walk() == 0 and capsys.readouterr().out.count("unchanged") == 5
+    (published / "fig1.png").unlink()
+    assert abreast.walk() == 0 and (published / "fig1.png").is_file()
+    assert "figures/tiny/fig1.png is missing" in capsys.readouterr().out
 
 
 def test_side_by_side_counts_once_in_the_time_of_all(tmp_path):

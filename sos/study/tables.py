@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import CROP_TEACHER, PLAIN, TWICE, get_profile, home, runs_dir
+from ..config import CROP_TEACHER, PLAIN, PUBLISHED, TWICE, get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
 from ..files import note_result, show_in_readme
 from . import attention, difficulty
@@ -28,7 +28,6 @@ from .runs import Run, training_code
 from .training import Study
 from .trust import FEWEST, LEAST_KEPT
 
-PUBLISHED = ("quick", "quick5", "ablations", "paper")  # profiles whose results are kept in the repository; smoke's mean nothing
 SEEN = {"as_is": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
 PAPER_COLUMN = "published student (723 real patients; not comparable)"
