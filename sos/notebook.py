@@ -15,7 +15,8 @@ from . import config
 from .errors import ConfigError, RunError, SOSError
 from .files import WRITTEN, end_with_parent, write_whole
 
-QUIET_KERNEL = ["--IPKernelApp.log_level=50"]  # no "Kernel is running over TCP" on stderr
+KERNEL = ["--IPKernelApp.log_level=50",  # no "Kernel is running over TCP" on stderr
+          "--InlineBackend.print_figure_kwargs={'bbox_inches': None}"]  # figures as they are: to find tighter edges each is drawn once more
 
 
 class StepFailed(SOSError):
@@ -40,6 +41,11 @@ def notebook_fingerprint(path: Path) -> str:
     """SHA-256 over the sources of a notebook's cells; outputs, counts and ids do not count."""
     cells = read_notebook(path)["cells"]
     return config.digest([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+
+
+def code_cells(path: Path) -> int:
+    """How many cells of code a notebook has."""
+    return sum(cell["cell_type"] == "code" for cell in read_notebook(path)["cells"])
 
 
 def check_parameters(path: Path, parameters: dict) -> None:
@@ -71,7 +77,7 @@ def execute(path: Path, folder: Path, parameters: dict) -> list[Path]:
     part, done, failed = folder / f".part.{path.name}", folder / path.name, folder / f"{path.stem}.failed.ipynb"
     try:
         notebook = papermill.execute_notebook(path, part, parameters, kernel_name="python3", language="python", cwd=path.parent,
-                                              progress_bar=False, log_output=False, extra_arguments=QUIET_KERNEL)
+                                              progress_bar=False, log_output=False, extra_arguments=KERNEL)
     except papermill.PapermillExecutionError as error:
         if error.ename == "OutOfTime":
             part.unlink()

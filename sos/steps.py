@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from . import config
 from .errors import CohortError, ConfigError, OutOfTime, RunError, SOSError
 from .files import show_in_readme, write_whole
-from .notebook import Apart, StepFailed, Stopped, notebook_fingerprint
+from .notebook import Apart, StepFailed, Stopped, code_cells, notebook_fingerprint
 from .record import Record, manifest_fingerprint, only_one
 
 PACKAGE = Path(__file__).resolve().parent
@@ -212,13 +212,13 @@ class Road:
         print(spoken(time.time() - step.began))
 
     def execute_notebooks(self, steps: list[Todo], record: Record, deadline: float) -> None:
-        """In the order of their numbers; where the runs that they read are made before, `at_once` of them side by side, the last of all first, which
-        draws every figure again and takes the longest. Each line is printed when its notebook has ended."""
+        """In the order of their numbers; where the runs that they read are made before, `at_once` of them side by side, those with the most cells first,
+        so that no long one is left to run alone at the end. Each line is printed when its notebook has ended."""
         parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
         abreast = min(self.profile.at_once or 1, len(os.sched_getaffinity(0)))
         threads = len(os.sched_getaffinity(0)) // abreast if abreast > 1 else 0
-        if abreast > 1 and steps and steps[-1].name == [*self.notebooks][-1]:
-            steps = [steps[-1], *steps[:-1]]
+        if abreast > 1:
+            steps = sorted(steps, key=lambda step: -code_cells(self.notebooks[step.name]))
         begun, running, wrong = [], {}, None
         with TemporaryDirectory() as logs, ThreadPoolExecutor(abreast) as pool:
             try:

@@ -357,7 +357,6 @@ def test_a_notebook_beside_one_that_fails_comes_to_its_end(abreast, capsys):
     abreast.notebook("01_look", MEET.format(own="first", other="second") + "\nraise ValueError('no such stage')")
     abreast.notebook("02_learn", MEET.format(own="second", other="runs/tiny/notebooks/01_look.failed.ipynb") + "\ntime.sleep(3)")
     abreast.notebook("03_more")
-    abreast.notebook("04_last")
     assert abreast.walk() == 1
     told = capsys.readouterr()
     assert "01_look.ipynb, cell [4]: ValueError: no such stage" in told.err and (abreast.root / "notebooks" / "02_learn.ipynb").is_file()
@@ -368,11 +367,14 @@ def test_a_notebook_beside_one_that_fails_comes_to_its_end(abreast, capsys):
     assert sorted(abreast.calls().split()) == ["01", "03"]
 
 
-def test_the_last_notebook_begins_first_where_two_go_side_by_side(abreast, house):
-    for name in ("01_look", "02_learn", "03_figures"):
-        abreast.notebook(name, "import time; time.sleep(1)")
+def test_notebooks_with_the_most_cells_begin_first_where_two_go_side_by_side(abreast):
+    for name, more in (("01_look", 0), ("02_learn", 2), ("03_figures", 1)):
+        path = abreast.notebook(name, "import time; time.sleep(2)")
+        notebook = nbformat.read(path, 4)
+        notebook.cells += [nbformat.v4.new_code_cell("1")] * more
+        nbformat.write(notebook, path)
     assert abreast.walk() == 0
-    assert abreast.calls().split()[2] == "02"
+    assert abreast.calls().split()[2] == "01"
 
 
 def test_results_are_published_when_all_notebooks_have_ended(abreast, monkeypatch, capsys):
