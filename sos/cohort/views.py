@@ -1,6 +1,7 @@
 """Pixels and views of them. A cohort is decoded once into one array; after that, a batch of views is a handful of tensor operations."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from ..errors import CohortError, SOSError
 from ..images.reader import read_image
 from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
 from .manifest import BOX, Cohort
+
+AHEAD = 1024  # images decoded before all of them are written
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def _decode(cohort: Cohort, folder: Path, native_px: int) -> None:
     # how large the array must be is known when all are decoded: until then they lie on disk one after the other, and never all in memory
     with TemporaryFile(dir=folder.parent) as raw:
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-            for grey, scale, spacing_mm in pool.map(decode, range(len(cohort.table))):
+            parts = np.array_split(np.arange(len(cohort.table)), -(-len(cohort.table) // AHEAD))  # what waits in a pool takes memory, too
+            for grey, scale, spacing_mm in itertools.chain.from_iterable(pool.map(decode, rows) for rows in parts):
                 grey = np.ascontiguousarray(grey)
                 state.update(repr(grey.shape).encode())
                 state.update(grey)

@@ -167,7 +167,8 @@ def write_cohort(out, patients: int, seed: int, workers: int | None = None, prog
     else:
         # an executor, not a Pool: where a script lacks its `if __name__ == "__main__":` guard, it fails, a Pool would hang
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            rows = list(_watched(pool.map(write, jobs, chunksize=batch), patients, progress))
+            even = -(-patients // (4 * workers))  # so many in a batch that no worker is left alone for long
+            rows = list(_watched(pool.map(write, jobs, chunksize=min(batch, even)), patients, progress))
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
