@@ -142,7 +142,7 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" JUPYTER_PREFER_ENV_PATH=1 P
 cd "$here"
 mkdir -p runs
 status=0
-"$python" -m pytest -o addopts= --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb 2>&1 |
+OMP_NUM_THREADS=1 "$python" -m pytest -o addopts= -n 2 --dist loadfile --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb 2>&1 |
   tee runs/nbval.log || status=1  # first: it makes the runs that the tests of the exercises read
 OMP_NUM_THREADS=1 "$python" -m pytest tests -n 2 --dist loadscope 2>&1 | tee runs/tests.log || status=1
 tail -qn 1 runs/tests.log runs/nbval.log  # the two closing lines together
