@@ -76,7 +76,7 @@ def collect(args) -> int:
 
 @contextlib.contextmanager
 def importing():
-    """Imports inside are not searched for garbage, of which there is none: a tenth of their time. Nor are they later, so long as they live."""
+    """What is imported inside is not searched for garbage, of which there is none, neither meanwhile nor later: the start is sooner."""
     gc.disable()
     try:
         yield

@@ -201,7 +201,7 @@ class Profile:
     difficulty_patients: int = 500  # of them, the same people at each difficulty
 
     def __post_init__(self):
-        known = replace(self, seeds=self.seeds[:1], competitors_trained=()).competitors() if self.competitors_trained else ()
+        known = self.competitors() if self.competitors_trained else ()
         for name in self.competitors_trained:
             if name not in known:
                 raise ConfigError(f"no competitor '{name}'; known: {', '.join(known)}")

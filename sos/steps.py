@@ -196,7 +196,7 @@ class Road:
         return True
 
     def carry_out(self, step: Todo, record: Record, deadline: float) -> None:
-        """The cohort or the runs."""
+        """A step that is no notebook."""
         if time.time() >= deadline:
             raise Stopped
         if not self.needed(step, record):

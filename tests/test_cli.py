@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one-line errors, and output that other programs can read."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -192,3 +193,13 @@ def test_output_whose_reader_has_gone_is_no_traceback():
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_garbage_is_looked_for_again_after_imports_also_where_one_fails():
+    try:
+        with pytest.raises(ImportError), cli.importing():
+            assert not gc.isenabled()
+            raise ImportError("no such room")
+        assert gc.isenabled() and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

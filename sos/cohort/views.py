@@ -20,7 +20,7 @@ from ..images.reader import read_image
 from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
 from .manifest import BOX, Cohort
 
-AHEAD = 1024  # images decoded before all of them are written
+AHEAD = 1024  # images that wait in the pool at most: each takes memory
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _decode(cohort: Cohort, folder: Path, native_px: int) -> None:
     # how large the array must be is known when all are decoded: until then they lie on disk one after the other, and never all in memory
     with TemporaryFile(dir=folder.parent) as raw:
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-            parts = np.array_split(np.arange(len(cohort.table)), -(-len(cohort.table) // AHEAD))  # what waits in a pool takes memory, too
+            parts = (range(len(cohort.table))[first:first + AHEAD] for first in range(0, len(cohort.table), AHEAD))
             for grey, scale, spacing_mm in itertools.chain.from_iterable(pool.map(decode, rows) for rows in parts):
                 grey = np.ascontiguousarray(grey)
                 state.update(repr(grey.shape).encode())
