@@ -376,7 +376,9 @@ def png_cohort(tmp_path_factory):
     return folder / "m.csv"
 
 
-def test_a_store_holds_the_images_as_read(png_cohort, tmp_path):
+@pytest.mark.parametrize("ahead", [1024, 4])
+def test_a_store_holds_the_images_as_read(ahead, png_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("sos.cohort.views.AHEAD", ahead)
     cohort = read_manifest(png_cohort)
     store = open_store(cohort, tmp_path, 90)
     for i in (0, 5):
