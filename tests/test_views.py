@@ -206,6 +206,18 @@ def test_larger_neighbours_in_a_batch_change_nothing():
     assert torch.allclose(camera(both, still_scene(sizes), 32)[:1], alone, atol=1e-4)
 
 
+def test_pictures_of_a_batch_sampled_in_parts_are_those_of_each_image():
+    pixels, sizes = (255 * smooth(11, 40, 60)).to(torch.uint8), torch.tensor([[40, 60]]).expand(11, 2)
+    scene, window = random_scene(sizes, WILD, generator(3)), torch.rand(11, 4, generator=generator(4)).sort(1).values
+    for threads in (1, 2):  # parts of two and of four
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        together = camera(pixels, scene, 24, window)
+        torch.set_num_threads(before)
+        alone = [camera(pixels[i:i + 1].float(), Scene(scene.matrix[i:i + 1], scene.centre[i:i + 1]), 24, window[i:i + 1]) for i in range(11)]
+        assert torch.equal(together, torch.cat(alone))
+
+
 @pytest.mark.parametrize(("size", "window", "fine"), [(24, None, 2), (31, (0.4, 0.3, 0.7, 0.6), 2), (48, None, 1), (12, (-0.2, 0.5, 0.3, 1.0), 3)])
 def test_the_camera_gives_bit_for_bit_the_mean_of_a_finer_picture_sampled_in_one_go(size, window, fine):
     """Trained runs stay what they are when the camera is made faster."""

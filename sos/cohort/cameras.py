@@ -15,6 +15,7 @@ from ..config import RunConfig
 
 MEAN, STD = 0.35, 0.25  # of grey values in a frame, roughly: networks see (grey - MEAN) / STD
 FINE = 2  # samples a picture pixel along each side; a frame pixel spans 2 to 4 native ones
+PART = 2  # images that a core samples at once: of more, neither pixels nor samples stay in its cache
 
 
 def reduce_to(image, native_px: int) -> tuple[np.ndarray, float, float]:
@@ -86,12 +87,21 @@ def square_window(boxes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
 
 
 def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None, fine: int = FINE) -> torch.Tensor:
-    """Sample native pixels (b, 1, H, W) once into square pictures (b, 1, size_px, size_px): the frame, or the `window` (b, 4) of the frame.
+    """Sample native pixels (b, 1, H, W), of any kind of number, once into square pictures (b, 1, size_px, size_px) float32: the frame, or the
+    `window` (b, 4) of the frame.
 
     Anti-aliased: fine × fine samples a picture pixel, averaged. Black outside the native image.
     """
-    b, _, height, width = native.shape
+    b = len(native)
     span = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=native.device).expand(b, 4) if window is None else window
+    at_once = b if native.is_cuda else PART * torch.get_num_threads()
+    parts = (part.split(at_once) for part in (native, scene.matrix, scene.centre, span))
+    return torch.cat([_sample(pixels.float(), Scene(matrix, centre), size_px, span, fine) for pixels, matrix, centre, span in zip(*parts)])
+
+
+def _sample(native: torch.Tensor, scene: Scene, size_px: int, span: torch.Tensor, fine: int) -> torch.Tensor:
+    """`camera` of a few images, float32."""
+    b, _, height, width = native.shape
     half, middle = (span[:, 2:] - span[:, :2]) / 2, (span[:, 2:] + span[:, :2]) / 2  # (b, 2) of the window in the frame
     unit = 2 / torch.tensor([width, height], device=native.device)  # native pixels to -1..1 over the edges of the native array
     matrix = unit[:, None] * scene.matrix * half[:, None, :]

@@ -120,7 +120,7 @@ class Views:
     def __call__(self, rows: np.ndarray, mirrored: bool = False):
         """The batch of the images in `rows`; outside of training as they are, or `mirrored`."""
         store, config = self.store, self.config
-        native = torch.from_numpy(np.ascontiguousarray(store.native(rows))).to(self.device)[:, None].float()
+        native = torch.from_numpy(np.ascontiguousarray(store.native(rows))).to(self.device)[:, None]
         sizes = torch.from_numpy(store.sizes[rows]).to(self.device)
         target = torch.from_numpy(store.targets[rows]).to(self.device)
         boxes = torch.from_numpy(store.boxes[rows]).to(self.device)

@@ -5,8 +5,11 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
 from pydicom.uid import JPEGExtended12Bit, RLELossless
 
 from .apart import APART, CRASHING
+from .codecs import register
 from .header import functional, numbers, whole
 from .pixels import check_stream
+
+register()
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
