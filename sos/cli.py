@@ -98,8 +98,10 @@ def shown_by(bar):
 def predict(args) -> int:
     """Stage images: any DICOM file, folder with a DICOM series, PNG or JPEG; one row an input, exit 1 if any failed."""
     with importing():
+        from .cores import keep_freed_memory
         from .predict import predict_paths
 
+    keep_freed_memory()
     rows = predict_paths(args.paths, weights=args.weights, cam_dir=args.cam, dicom_dir=args.dicom)
     if sys.stderr.isatty() and (args.out or not sys.stdout.isatty()):
         from tqdm import tqdm

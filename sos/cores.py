@@ -1,7 +1,9 @@
-"""The same work on many things, spread over the cores of this machine."""
+"""This machine's cores and memory: the same work on many things, spread over the cores; memory that is kept for the next batch."""
 
+import ctypes
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,3 +41,14 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks for this process instead of giving them back; elsewhere do nothing.
+
+    Each batch frees and asks again for the same blocks; pages that come anew from the system nearly double the time of a training step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, bytes: the largest it takes
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

@@ -1,8 +1,6 @@
 """One run's training: fastai's loop over a profile's batches, which stops and resumes at any epoch with the same result."""
 
-import ctypes
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from .detector import Detector
 from .runs import Run, load_network, round_weights
 from .training import CLIP, WARM_UP, use_bf16
 
+
 def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str,
         share: tuple[int, int] = (0, 1)):
     """Train a network. Returns it in eval mode with rounded weights, its history (one row an epoch) and the seconds it took.
@@ -38,7 +37,6 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
     the deadline in $SOS_DEADLINE (Unix time). A detector learns nothing from `teacher`, which stages what it finds later. share: (i, n) in the
     i-th of n processes that do this together, see the room `devices`.
     """
-    keep_freed_memory()
     torch.manual_seed(config.seed)
     net = network(config, len(cohort.scheme), device, pretrained=config.pretrained)
     taught = teacher is not None and config.role == "student"
@@ -180,14 +178,3 @@ def start_from(net: StagingNet, teacher: Run, config: RunConfig) -> None:
     mentor = load_network(teacher.weights, teacher.config, net.head.classifier.out_channels)
     net.body.load_state_dict(mentor.body.state_dict())
     net.head.load_state_dict(mentor.head.state_dict())
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks for this process instead of giving them back; elsewhere do nothing.
-
-    Each batch frees and asks again for the same blocks; pages that come anew from the system nearly double the time of a step on a CPU.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, bytes: the largest it takes
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

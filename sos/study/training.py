@@ -17,6 +17,7 @@ from ..cohort.cameras import still_scene
 from ..cohort.manifest import Cohort, read_manifest
 from ..cohort.views import PixelStore, Views, open_store
 from ..config import MODELS, TAUGHT_ROLES, Profile, RunConfig, get_profile, runs_dir
+from ..cores import keep_freed_memory
 from ..errors import ConfigError, OutOfTime
 from ..files import alone, note_result
 from ..method.cam import box_mask, enlarge, explain, peak
@@ -40,6 +41,7 @@ class Study:
         self.folder = runs_dir(self.profile.name, cohort)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.devices = devices  # that train a run together
+        keep_freed_memory()
 
     @cached_property
     def cohort(self) -> Cohort:

@@ -43,12 +43,13 @@ from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import camera, frame_camera, normalise, reduce_to, square_window, still_scene
 from sos.cohort.views import open_store
 from sos.config import RunConfig, get_profile
+from sos.cores import keep_freed_memory
 from sos.images.reader import read_image
 from sos.method.cam import enlarge, explain
 from sos.method.distill import Distillation
 from sos.method.models import StagingNet
 from sos.predict import NATIVE_PX, TOGETHER, predict_paths, released_record
-from sos.study.fitting import adamw, decayed_and_not, keep_freed_memory, network
+from sos.study.fitting import adamw, decayed_and_not, network
 from sos.study.runs import RELEASED, config_of, load_network, machine_record
 from sos.study.training import CLIP, use_bf16
 

@@ -34,6 +34,7 @@ from sos.cohort.cameras import reduce_to
 from sos.cohort.manifest import read_manifest
 from sos.cohort.views import open_store
 from sos.config import PROFILES, Profile, RunConfig, get_profile
+from sos.cores import keep_freed_memory
 from sos.images.reader import read_image
 from sos.method.cam import class_score, grad_cam
 from sos.method.losses import attention_distance, spatial_distillation
@@ -42,7 +43,6 @@ from sos.phantom.difficulty import Difficulty
 from sos.phantom.export import export_patient
 from sos.phantom.write import draw_patient, write_cohort, write_patient
 from sos.study.figures import PAGE, caption, journal
-from sos.study.fitting import keep_freed_memory
 from sos.study.grid import plan
 from sos.study.results import Table
 from sos.study.runs import machine_record

@@ -20,8 +20,8 @@ from work import TrainingStep
 from sos.cohort.batches import ViewLoader
 from sos.cohort.views import open_store
 from sos.config import get_profile
+from sos.cores import keep_freed_memory
 from sos.predict import TOGETHER, load_stager, predict_paths
-from sos.study.fitting import keep_freed_memory
 from sos.study.runs import machine_record
 
 LOADER = Goal("training throughput: real loader over one batch again and again", "at least", 0.95, gpu=0.95)

@@ -22,8 +22,8 @@ from measure import Bench, Ratio, bench
 from packaging.utils import canonicalize_name
 
 from sos.config import home
+from sos.cores import keep_freed_memory
 from sos.files import show_in_readme
-from sos.study.fitting import keep_freed_memory
 from sos.study.results import NOT_YET, Table
 from sos.study.runs import machine_record
 

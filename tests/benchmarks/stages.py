@@ -115,7 +115,8 @@ def _evaluate(manifest: str, cache: str, native_px: int) -> dict:
     from sos.cohort.manifest import read_manifest
     from sos.cohort.views import open_store
     from sos.config import get_profile
-    from sos.study.fitting import keep_freed_memory, network
+    from sos.cores import keep_freed_memory
+    from sos.study.fitting import network
     from sos.study.training import evaluate
 
     keep_freed_memory()
@@ -171,7 +172,7 @@ def _step(what: str, size: int, rounds: int, device: str) -> dict:
     from work import TrainingStep, on_device, synthetic_batch
 
     from sos.config import get_profile
-    from sos.study.fitting import keep_freed_memory
+    from sos.cores import keep_freed_memory
 
     keep_freed_memory()
     config = get_profile("quick").run("baseline").with_(frame_px=size)
@@ -190,7 +191,7 @@ def _run(steps: int, device: str) -> dict:
     from work import TrainingStep, on_device, synthetic_batch
 
     from sos.config import get_profile
-    from sos.study.fitting import keep_freed_memory
+    from sos.cores import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)
