@@ -22,7 +22,8 @@ def is_available(uid: str) -> bool:
 
 
 def decode_frame(stream: bytes, runner: DecodeRunner) -> bytearray:
-    """The pixels of one frame as pydicom wants them. Raises ValueError or RuntimeError for a frame that is damaged, coloured or not as its header says."""
+    """The pixels of one frame as pydicom wants them. Raises ValueError for one that is coloured or not as its header says, and what a decoder
+    raises for damage; pydicom catches either."""
     if runner.samples_per_pixel != 1:
         raise ValueError("only grey frames")
     if runner.transfer_syntax == RLELossless:
