@@ -261,6 +261,13 @@ def test_those_with_the_most_work_behind_them_begin_first():
     assert first.index(max(first)) == teacher and first[leaking] < first[jobs.index(grid.Job(profile.run("baseline")))]
 
 
+def test_work_knows_what_each_backbone_costs():
+    assert tuple(grid.PIXEL) == config.BACKBONES
+    student = config.get_profile("paper").run("student")
+    dear, fine, coarse = (grid.work(student.with_(**changes)) for changes in ({"backbone": "resnet50"}, {}, {"output_stride": 32}))
+    assert dear > fine > coarse > 0
+
+
 @pytest.mark.parametrize(("changes", "words"), [({"code": "older"}, "another version"), ({"manifest": ""}, "sees no cohort below")])
 def test_a_worker_that_differs_from_this_machine_trains_nothing(changes, words, tiny_cohort):
     with pytest.raises(RunError, match=words):

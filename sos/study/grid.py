@@ -10,6 +10,12 @@ from ..config import MODELS, ROLES, TAUGHT_ROLES, Profile, RunConfig
 from .runs import Run, find_runs, run_name, training_code
 from .training import Study
 
+# what a pixel costs against one of resnet18: its operations on a graphics card, or its bytes where those take longer, as counted by
+# tests/benchmarks/bench_floor.py; and at stride 32 against one at 16
+PIXEL = {"resnet16_half": 0.16, "resnet18_half": 0.25, "resnet18": 1.0, "resnet50": 2.1, "efficientnet_b0": 1.0, "convnext_tiny": 2.3,
+         "convnext_tiny_attention": 2.3}
+COARSE = 0.6
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,12 +58,12 @@ def priorities(jobs: list[Job]) -> list[float]:
 
 
 def work(config: RunConfig) -> float:
-    """Pixels that training shows to networks for each image of the cohort, in millions: a rough measure, of runs of one backbone."""
+    """A rough measure of a training: pixels that it shows to networks for each image of the cohort, in millions, times what a pixel costs."""
     seen = {"teacher": config.window_px**2, "detector": config.frame_px**2, "baseline": config.frame_px**2,
             "student": config.frame_px**2 + config.window_px**2 / 3}[config.role]  # a teacher's forward pass is a third of a step
     if config.looks == 2:
         seen = config.glance_px**2 + config.window_px**2 * (4 / 3 if config.role == "student" else 1)
-    return config.epochs * seen / 1e6
+    return config.epochs * seen / 1e6 * PIXEL[config.backbone] * (1.0 if config.output_stride == 16 else COARSE)
 
 
 def run_grid(profile: str | Profile, cohort: str = "", progress: Callable[[int, int], None] | None = None) -> list[Run]:
