@@ -65,9 +65,12 @@ def way_of(run: Run, teacher: Run | None, device: str) -> Callable:
 
 
 def obtain(study: Study) -> pd.DataFrame:
-    """What was measured of just these runs on such a machine, by the name of the run; measured now where it was not."""
+    """What was measured of just these runs on such a machine, by the name of the run; measured now where it was not.
+
+    With how many threads, the measurement says: a notebook that has one core of two takes what was measured while both were idle.
+    """
     known, machine = read_latency(study), machine_record(study.device)
-    same = all(name in known and (known[name] == machine[name]).all() for name in ("processor", "cores", "threads", "device"))
+    same = all(name in known and (known[name] == machine[name]).all() for name in ("processor", "cores", "device"))
     if not same or set(known.index) != {run.name for run in _timed(study).values()}:
         measure_latency(study)
     return read_latency(study)
