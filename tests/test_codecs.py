@@ -92,6 +92,17 @@ def test_a_frame_of_another_size_or_cut_short_is_refused(syntax):
             by(NAME, data)
 
 
+@pytest.mark.parametrize("dtype, asked", [(np.uint16, NAME), (np.int16, "pyjpegls")])
+def test_damaged_jpeg_ls_is_refused_by_one_decoder_alone(dtype, asked):
+    """All are of one library, which can take seconds to refuse."""
+    data = compressed(picture(bits=15).astype(dtype), JPEGLSLossless)
+    frame = get_frame(data.PixelData, 0, number_of_frames=1)
+    data.PixelData = encapsulate([frame[:len(frame) // 2]])
+    with pytest.raises(RuntimeError) as refused:
+        decode._stored(data, 0)
+    assert [name for name in get_decoder(JPEGLSLossless).available_plugins if f"{name}:" in str(refused.value)] == [asked]
+
+
 def test_run_lengths_cannot_ask_for_more_memory_than_the_header_says():
     data = compressed(picture().astype(np.uint16), RLELossless)
     header, run = get_frame(data.PixelData, 0, number_of_frames=1)[:64], b"\x81\x00" * 50_000  # 6 million zeros
