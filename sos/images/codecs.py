@@ -1,10 +1,8 @@
 """Decoders for pydicom that let go of the interpreter's lock, so that other threads compute while a frame is decoded; its own do not.
 
 They take the ordinary frame alone, grey and of the kind that the header says. Whatever else they refuse, and pydicom's own decoders are asked
-after them (they stand behind in the alphabet).
+after them (they stand behind in the alphabet); of JPEG-LS the room `decode` asks the one that fits alone.
 """
-
-from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
@@ -32,7 +30,7 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytearray:
         if len(done) != len(frame):
             raise ValueError(f"{len(done)} bytes of {len(frame)}")
         return frame
-    decode: Callable = imagecodecs.jpeg2k_decode if runner.transfer_syntax in (JPEG2000, JPEG2000Lossless) else imagecodecs.jpegls_decode
+    decode = imagecodecs.jpeg2k_decode if runner.transfer_syntax in (JPEG2000, JPEG2000Lossless) else imagecodecs.jpegls_decode
     array = decode(stream)
     if array.shape != (runner.rows, runner.columns) or (array.dtype.kind == "i") != bool(runner.pixel_representation):
         raise ValueError(f"pixels {array.dtype} {array.shape}, another kind than the header says")

@@ -5,7 +5,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
 from pydicom.uid import JPEGExtended12Bit, JPEGLSTransferSyntaxes, RLELossless
 
 from .apart import APART, CRASHING
-from .codecs import register
+from .codecs import NAME, register
 from .header import functional, numbers, whole
 from .pixels import check_stream
 
@@ -79,7 +79,7 @@ def _decode(dataset, index: int, **options) -> np.ndarray:
         safe = []  # pydicom's plugins take 8 bits only
     if syntax in JPEGLSTransferSyntaxes and len(safe) > 1:  # all of one library, which takes seconds to refuse some damage: asked once
         plain = whole(dataset, "SamplesPerPixel", 1) == 1 and not whole(dataset, "PixelRepresentation", 0)
-        safe = safe[:1] if plain else safe[1:]  # see codecs, which comes first and knows no colour, nor signs of JPEG-LS
+        safe = [name for name in safe if (name == NAME) == plain]  # ours knows no colour, nor signs of JPEG-LS
     if not safe:
         return APART.decode(str(dataset.filename), index)
     for name in safe[:-1]:
