@@ -156,6 +156,11 @@ class RunConfig:
             unused.add("leak")
         return {key: value for key, value in values.items() if key not in unused}
 
+    @property
+    def said(self) -> str:
+        """What rows of tables call a network of this role."""
+        return "plain network" if self.role == "baseline" else self.role
+
     def with_(self, **changes) -> "RunConfig":
         """A copy with `changes`. Raises ConfigError for an unknown name, with the nearest known one."""
         return replace(self, **_known(RunConfig, changes))
@@ -261,8 +266,8 @@ class Profile:
         """A group's settings at each value (several settings: at each combination) and at the profile's own, the reference of its role."""
         group, rows, reference = GROUPS[name], {}, {}
 
-        def named(role, values):
-            return (f"{role}, " if len(group.roles) > 1 else "") + group.row.format(*values).replace("%", " %")
+        def named(base, values):
+            return (f"{base.said}, " if len(group.roles) > 1 else "") + group.row.format(*values).replace("%", " %")
 
         for role in group.roles:
             base = getattr(self, role)
@@ -272,21 +277,21 @@ class Profile:
                 combined = [tuple(type(o)(float(f"{o * v:.6g}")) for o, v in zip(own, values, strict=True)) for values in combined]
             combined = list(dict.fromkeys([own, *combined]))
             for values in combined if isinstance(own[0], str) else sorted(combined):
-                row = named(role, values)
+                row = named(base, values)
                 changed = base.with_(**dict(zip(group.settings, values, strict=True)))
                 rows[row] = [changed.with_(seed=seed) for seed in self.ablation_seeds]
-                reference[row] = named(role, own)
+                reference[row] = named(base, own)
         return Ablation(name, rows, reference)
 
     def networks(self) -> dict[str, list[RunConfig]]:
-        """Rows of the table of networks, `<backbone>, <role>` and `<backbone>, progressive, <role>`: each with one run a seed, under the main
+        """Rows of the table of networks, `<backbone>, <network>` and `<backbone>, progressive, <network>`: each with one run a seed, under the main
         runs' protocol. The main networks come first; empty where the profile asks for no others."""
         main, others = [self.teacher, self.baseline, self.student], []
         for name in self.backbones:
             others += [base.with_(backbone=name, teacher_backbone=name if base.role == "student" else "") for base in main]
         others += [self.teacher.with_(backbone=name) for name in self.teacher_backbones]
         others += [base.with_(progressive=self.progressive) for base in main if self.progressive]
-        return {", ".join([base.backbone, *(["progressive"] if base.progressive else []), base.role]):
+        return {", ".join([base.backbone, *(["progressive"] if base.progressive else []), base.said]):
                 [base.with_(seed=seed) for seed in self.ablation_seeds] for base in (main + others if others else [])}
 
     def competitors(self) -> dict[str, list[RunConfig]]:

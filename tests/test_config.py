@@ -218,7 +218,8 @@ def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile
     others = len(profile.backbones) * 3 + len(profile.teacher_backbones) + 3 * (profile.progressive > 0)
     assert len(rows) == (others + 3 if others else 0)
     for name, runs in rows.items():
-        backbone, *progressive, role = name.split(", ")
+        backbone, *progressive, said = name.split(", ")
+        role = {"plain network": "baseline"}.get(said, said)
         assert [run.seed for run in runs] == list(profile.ablation_seeds)
         for run in runs:
             same = run.with_(backbone=getattr(profile, role).backbone, progressive=getattr(profile, role).progressive, teacher_backbone="")
@@ -228,8 +229,9 @@ def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile
 
 def test_the_paper_profile_asks_for_each_network_of_the_field():
     rows, main = get_profile("paper").networks(), get_profile("paper").baseline.backbone
-    assert {f"{name}, {role}" for name in (main, "resnet50", "efficientnet_b0", "convnext_tiny") for role in ROLES if role != "detector"} < set(rows)
-    assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {role}" for role in ROLES if role != "detector"} < set(rows)
+    said = ("teacher", "plain network", "student")
+    assert {f"{name}, {who}" for name in (main, "resnet50", "efficientnet_b0", "convnext_tiny") for who in said} < set(rows)
+    assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {who}" for who in said} < set(rows)
     assert not get_profile("quick").networks() and not get_profile("smoke").networks()
 
 

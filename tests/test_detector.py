@@ -362,7 +362,7 @@ def test_latency_is_written_and_the_table_reads_it_back(written):
     assert data.loc[PIPELINE, "median_ms"] == pytest.approx(times["median_ms"][2], rel=1e-3)
     shown = table.shown.set_index("model")["time an image, ms"]
     assert shown[TWICE].startswith("1234.5 (") and shown[CROP_TEACHER].endswith(") and a person")
-    assert "7 images" in table.notes[-1] and "1 threads" in table.notes[-1]
+    assert "7 images" in table.notes[-1] and "1 thread." in table.notes[-1]
     written.profile = replace(written.profile, zoom=written.profile.zoom.with_(lr=0.5))  # times of another run are not this one's
     write_run(written, written.profile.run("zoom"), predictions(written.cohort, 2, 0.5))
     assert tables.competitors(Results(written)).shown.set_index("model")["time an image, ms"][TWICE] == NOT_YET

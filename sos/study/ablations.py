@@ -113,15 +113,15 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
     tests = int(data["accuracy_difference_p"].notna().sum())
     against = f"the full method, {FULL}" if name == "terms" else "the profile's own setting of the same network (reference)"
     each = {role: getattr(profile, role).epochs for role in group.roles}
-    epochs = ", ".join(f"{role} {n}" for role, n in each.items()) if len(set(each.values())) > 1 else each[group.roles[0]]
+    epochs = ", ".join(f"{SAID[role]} {n}" for role, n in each.items()) if len(set(each.values())) > 1 else each[group.roles[0]]
     notes = [who(results) + f" Epochs of training in every row: {epochs}.",
              f"Differences are to {against}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the "
              f"comparisons in the column ({tests} of accuracy); not significant where p is not below {SIGNIFICANT}."]
     if name == "terms":
         notes[1] += " The subset without any term would be no training."
     if "gap_value" in data:
-        notes.append("Gap closed = (student − baseline) / (teacher − baseline), in accuracy, all of the row's own settings; no gap: the "
-                     "teacher is not better than the baseline.")
+        notes.append("Gap closed = (student − plain) / (teacher − plain), in accuracy, all of the row's own settings; no gap: the "
+                     "teacher is not better than the plain network.")
     if name == "label_share":
         notes.append("Patients are drawn anew for each seed, by stage; those of a smaller share are among those of a larger one. Each image is seen "
                      "the more often, so that all rows take as many steps. Validation patients keep their labels.")

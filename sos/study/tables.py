@@ -86,7 +86,7 @@ def comparisons(results: Results) -> Table:
     undefined = results.paired(closed, "accuracy", *(groups[role] for role in ("student", "baseline", "teacher")))
     if undefined is not None and np.isnan(undefined[1:]).any():
         share = 100 * np.isnan(undefined[1:]).mean()
-        notes.append(f"In {share:.1f} % of the resamples the teacher is not more accurate than the baseline; the interval of the gap closed "
+        notes.append(f"In {share:.1f} % of the resamples the teacher is not more accurate than the plain network; the interval of the gap closed "
                      "leaves them out and is too narrow by that.")
     return Table("comparisons", "Differences between the models", pd.DataFrame(numbers), _turned(shown), tuple(notes))
 
@@ -145,9 +145,15 @@ def _latency_note(times: pd.DataFrame) -> str:
     if times.empty:
         return f"{said}: {NOT_YET}."
     one = times.iloc[0]
-    machine = one["gpu"] if "gpu" in times and isinstance(one["gpu"], str) else f"{one['processor']}, {one['threads']} threads"
-    return (f"{said}; {one['images']} images, {one['precision']}, {machine}. A crop teacher's time is that of the network alone: before it, a "
+    return (f"{said}; {one['images']} images, {one['precision']}, {_machine(one)}. A crop teacher's time is that of the network alone: before it, a "
             "person finds the joint and draws the box.")
+
+
+def _machine(record) -> str:
+    """The part of a `machine_record` that did the work: its GPU, or else its processor and how many threads."""
+    if isinstance(record.get("gpu"), str):
+        return record["gpu"]
+    return f"{record['processor']}, {record['threads']} thread{'' if record['threads'] == 1 else 's'}"
 
 
 def localisation(results: Results) -> Table:
@@ -336,7 +342,7 @@ def machine(results: Results) -> Table:
         return Table("machine", title, pd.DataFrame({"run": []}), pd.DataFrame({"run": [NOT_YET]}))
     shown = pd.DataFrame([{"model": row["model"], "seed": row["seed"], "backbone": row["backbone"], "epochs": row["epochs"],
                            "training, s": f"{row['seconds']:.0f}", "precision": row["precision"],
-                           "machine": row.get("gpu") or f"{row['processor']}, {row['threads']} threads", "run": row["run"]}
+                           "machine": _machine(row), "run": row["run"]}
                           for row in numbers])
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 
