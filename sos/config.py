@@ -197,6 +197,7 @@ class Profile:
     native_px: int = 768  # cached images larger than this on their longer side are reduced to it
     bootstrap: int = 2000  # resamples over patients behind each 95 % interval
     ablation_seeds: tuple[int, ...] = (0,)
+    network_seeds: tuple[int, ...] = (0,)  # of the table of networks
     without_labels: bool = True  # whether the ablation of the terms holds the subsets without L_cls too
     varied: dict[str, tuple] = field(default_factory=dict)  # names of GROUPS → the values trained beside the profile's own
     backbones: tuple[str, ...] = ()  # other networks of the table of networks, each as teacher, baseline and student of its own teacher
@@ -292,7 +293,7 @@ class Profile:
         others += [self.teacher.with_(backbone=name) for name in self.teacher_backbones]
         others += [base.with_(progressive=self.progressive) for base in main if self.progressive]
         return {", ".join([base.backbone, *(["progressive"] if base.progressive else []), base.said]):
-                [base.with_(seed=seed) for seed in self.ablation_seeds] for base in (main + others if others else [])}
+                [base.with_(seed=seed) for seed in self.network_seeds] for base in (main + others if others else [])}
 
     def competitors(self) -> dict[str, list[RunConfig]]:
         """Rows of the table of competitors: every way from a whole image to a stage, one run a seed. The main runs are among them."""

@@ -273,6 +273,14 @@ def test_shares_of_labels_are_compared_with_the_same_network_and_have_their_own_
     assert table.markdown().count("reference)") == 4  # three rows, and the note
 
 
+def test_a_table_names_the_seeds_of_its_own_rows(finished):  # noqa: F811
+    finished.profile = replace(finished.profile, ablation_seeds=(0,), network_seeds=(0, 1, 2), backbones=("resnet18_half",))
+    results = Results(finished)
+    for table in (ablations.ablation(results, "terms"), ablations.effects(results), ablations.choices(results)):
+        assert "one seed" in table.notes[0] and "mean of" not in table.notes[0]
+    assert "mean of 3 seeds" in ablations.networks(results).notes[0] and "mean of 2 seeds" in ablations.seeds(results).notes[0]
+
+
 def test_p_values_are_adjusted_within_the_group(taught_by_half):
     data = ablations.ablation(Results(taught_by_half), "label_share").data
     p = data["accuracy_difference_p"].dropna()

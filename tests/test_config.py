@@ -220,7 +220,7 @@ def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile
     for name, runs in rows.items():
         backbone, *progressive, said = name.split(", ")
         role = {"plain network": "baseline"}.get(said, said)
-        assert [run.seed for run in runs] == list(profile.ablation_seeds)
+        assert [run.seed for run in runs] == list(profile.network_seeds)
         for run in runs:
             same = run.with_(backbone=getattr(profile, role).backbone, progressive=getattr(profile, role).progressive, teacher_backbone="")
             assert same == profile.run(role, run.seed)

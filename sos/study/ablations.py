@@ -114,7 +114,7 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
     against = f"the full method, {FULL}" if name == "terms" else "the profile's own setting of the same network (reference)"
     each = {role: getattr(profile, role).epochs for role in group.roles}
     epochs = ", ".join(f"{SAID[role]} {n}" for role, n in each.items()) if len(set(each.values())) > 1 else each[group.roles[0]]
-    notes = [who(results) + f" Epochs of training in every row: {epochs}.",
+    notes = [who(results, profile.ablation_seeds) + f" Epochs of training in every row: {epochs}.",
              f"Differences are to {against}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the "
              f"comparisons in the column ({tests} of accuracy); not significant where p is not below {SIGNIFICANT}."]
     if name == "terms":
@@ -164,8 +164,8 @@ def effects(results: Results) -> Table:
     for row in data.to_dict("records"):
         known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
         shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
-    notes = (who(results), "Mean of the differences with and without the term, over all subsets of the other terms but the empty one; p "
-             f"adjusted by Holm's method for {len(shown)} terms.")
+    notes = (who(results, results.profile.ablation_seeds), "Mean of the differences with and without the term, over all subsets of the other terms "
+             f"but the empty one; p adjusted by Holm's method for {len(shown)} terms.")
     return Table("effects", "What each term adds", data, rows(shown, "term"), notes)
 
 
@@ -198,7 +198,8 @@ def networks(results: Results) -> Table:
         against = "reference" if row["network"] == row["reference"] else verdict(row["difference_value"], row["difference_p_holm"])
         shown.append({"network": row["network"], METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
                       METRIC_NAMES["kappa"]: told["kappa"], METRIC_NAMES["pointing"]: told.get("pointing", "")})
-    notes = (who(results), f"Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for {tests} comparisons.")
+    notes = (who(results, results.profile.network_seeds), "Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for "
+             f"{tests} comparisons.")
     return Table("networks", title, data, pd.DataFrame(shown), notes)
 
 
@@ -247,8 +248,8 @@ def choices(results: Results) -> Table:
         numbers.append({"setting": setting, "value": _value(results.profile, setting), "whose": choice.whose, "reason": choice.reason,
                         "groups": " ".join(choice.groups), "accuracy when varied": said})
     data = pd.DataFrame(numbers)
-    notes = (who(results), "A row that an ablation varies says how many of the student's other settings differ significantly in accuracy, and the "
-             "largest difference, in percentage points, p adjusted by Holm's method within the ablation.")
+    notes = (who(results, results.profile.ablation_seeds), "A row that an ablation varies says how many of the student's other settings differ "
+             "significantly in accuracy, and the largest difference, in percentage points, p adjusted by Holm's method within the ablation.")
     return Table("choices", "What the paper's public record leaves open", data, data.drop(columns="groups"), notes)
 
 

@@ -253,12 +253,12 @@ def rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
     return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
 
 
-def who(results: Results) -> str:
-    """On how many held-out patients the main runs were tested, and what a cell of a table holds."""
+def who(results: Results, seeds: tuple[int, ...] | None = None) -> str:
+    """On how many held-out patients the main runs were tested, and what a cell of a table holds. seeds: its rows', the main runs' where None."""
     runs = [run for group in results.roles().values() for run in group.values()]
     if not runs:
         return "No finished runs yet."
     people = f"{runs[0].test['patient_id'].nunique()} held-out {'virtual patients' if runs[0].record['virtual'] else 'patients'}."
-    seeds = len(results.profile.seeds)
-    over = f"mean of {seeds} seeds; SD over seeds" if seeds > 1 else "one seed"
+    count = len(results.profile.seeds if seeds is None else seeds)
+    over = f"mean of {count} seeds; SD over seeds" if count > 1 else "one seed"
     return f"{people} Value (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples), {over}."
