@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -227,6 +228,19 @@ def test_a_fault_of_the_software_is_told_with_its_last_line(tiny_cohort, capfd):
     with pytest.raises(RuntimeError, match=r"its process ended with status 1: TypeError: str expected, not int"):
         carry_out(order(Study("tiny", tiny_cohort), home=3), [])
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_death_is_told_in_the_words_of_its_own_run(tmp_path, monkeypatch, capfd):
+    child = tmp_path / "child"
+    child.write_text(f"#!{sys.executable}\nimport pickle, sys\npickle.load(sys.stdin.buffer)\nprint('of the first', file=sys.stderr)\n"
+                     "print('{}', flush=True)\npickle.load(sys.stdin.buffer)\nsys.exit('of the second')\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    maker = cluster.Maker("")
+    assert maker.make(SimpleNamespace(name="a")) == Outcome("a")
+    with pytest.raises(RuntimeError, match="its process ended with status 1: of the second"):
+        maker.make(SimpleNamespace(name="b"))
+    assert capfd.readouterr().err == "of the second\n"
 
 
 def test_an_interpreter_makes_one_run_after_the_other_as_long_as_it_lives(one_by_one, tiny_cohort, monkeypatch):

@@ -257,6 +257,8 @@ class Maker:
 
     def make(self, order: Order) -> Outcome:
         """The run of `order`. Raises RuntimeError, with the last words of the interpreter, where that dies."""
+        self.log.seek(0)  # the child's place in it too: what was said of earlier runs is not of this one
+        self.log.truncate()
         try:
             pickle.dump(order, self.child.stdin)
             self.child.stdin.flush()  # and stays open: its end tells the child that this worker is gone
