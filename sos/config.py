@@ -189,6 +189,7 @@ class Profile:
     zoom: RunConfig  # a student that looks twice
     detector: RunConfig
     at_once: int = 0  # runs trained side by side, on one GPU or on the cores, and then notebooks executed; 0: runs are trained in these, one by one
+    run_gib: float = 2.0  # memory of a GPU that its largest run may take, CUDA's own included: no more go side by side than there is room for
     competitors_trained: tuple[str, ...] = ()  # those of `competitors` that this profile makes, beside the main runs; others: not yet run
     latency_images: int = 40  # on which the time from pixels to stage is measured, one at a time
     scheme: str = "bassed5"
@@ -355,16 +356,18 @@ PROFILES = {
                  teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
                  zoom=dict(epochs=6, frame_px=384, glance_px=96),
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
-        # the paper's size on one GPU: 723 patients, five seeds
+        # the paper's number of patients, whole images of 448 px and crops of 224, on one GPU: five seeds; main networks and steps are few enough for
+        # the plan's minutes, table networks has larger ones. Tried on other virtual patients: one seed of each main run
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
-                 native_px=1024, at_once=6, competitors_trained=EVERY_COMPETITOR,
-                 backbones=("resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,
+                 network_seeds=(0, 1, 2), native_px=1024, at_once=6, run_gib=6.0, competitors_trained=EVERY_COMPETITOR,
+                 backbones=("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,
                  varied=dict(temperature=(1.0, 2.0, 5.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
                              cam_target=CAM_TARGETS, cam_layer=CAM_LAYERS, output_stride=(16, 32), frame_px=(0.5, 0.75, 1.0),
                              window_scale=(0.75, 1.5), box_jitter=(0.1, 0.25), label_share=(0.1, 0.25, 0.5), student_init=STUDENT_INITS,
                              two_looks=TWO_LOOKS),
-                 common=dict(backbone="resnet18", frame_px=448, window_px=224, epochs=60, batch_size=32, lr=1e-3),
-                 zoom=dict(epochs=24, frame_px=896, glance_px=224), detector=dict(epochs=30)),  # neither yet tried at this size
+                 common=dict(frame_px=448, window_px=224, epochs=30, batch_size=16, lr=1e-3, flip=0.0, rotate_deg=4.0, zoom=0.05, shift=0.03),
+                 teacher=dict(epochs=40, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
+                 zoom=dict(epochs=12, frame_px=896, glance_px=224), detector=dict(epochs=10)),
     )
 }
 # quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick

@@ -137,10 +137,12 @@ class Road:
 
     def train(self, study, jobs: list) -> None:
         """`at_once` runs of the profile at a time: small networks leave much of a GPU, or of two cores, idle."""
-        from .study.cluster import cluster, make_runs, visible_gpus
+        from .study.cluster import cluster, make_runs, room_for_runs, visible_gpus
 
-        gpus, at_once = visible_gpus(), self.profile.at_once
-        share = {"runs_per_gpu": at_once} if gpus else {"workers": min(at_once, len(os.sched_getaffinity(0)))}
+        if visible_gpus():
+            share = {"runs_per_gpu": room_for_runs(self.profile)}
+        else:
+            share = {"workers": min(self.profile.at_once, len(os.sched_getaffinity(0)))}
         with cluster(**share) as client:
             outcomes = make_runs(client, study, jobs, share.get("runs_per_gpu"))
         for outcome in outcomes:

@@ -210,6 +210,13 @@ def order(study, **changes) -> Order:
                          training_code()), **changes)
 
 
+@pytest.mark.parametrize(("gib", "runs"), [((139.8,), 6), ((23.6,), 3), ((79.2, 15.7), 2), ((3.9,), 1)])
+def test_no_more_runs_go_side_by_side_than_a_gpu_has_room_for(gib, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gib))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=int(gib[i] * 2**30)))
+    assert cluster.room_for_runs(replace(config.get_profile("paper"), at_once=6, run_gib=6.0)) == runs
+
+
 def test_the_deadline_reaches_a_run(tiny_cohort):
     study = Study("tiny", tiny_cohort)
     told = carry_out(order(study, deadline=time.time() + 0.5), [])

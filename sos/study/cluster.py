@@ -115,6 +115,14 @@ def visible_gpus() -> list[str]:
     return names.split(",")[:torch.cuda.device_count()] if names else list(map(str, range(torch.cuda.device_count())))
 
 
+def room_for_runs(profile: Profile) -> int:
+    """How many runs of a profile go side by side on the smallest GPU of this machine: its `at_once`, or as many as there is memory for; at least one."""
+    import torch
+
+    smallest = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    return max(1, min(profile.at_once, int(smallest / 2**30 // profile.run_gib)))
+
+
 def slurm_cluster(settings: list[str], runs_per_gpu: int | None = None):
     """dask-jobqueue's SLURMCluster with `settings` (KEY=VALUE; values as Python writes them, or plain text), nothing submitted yet.
 
