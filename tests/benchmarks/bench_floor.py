@@ -55,17 +55,18 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product show
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card by what its maker publishes: dense bfloat16 operations with float32 sums, and bytes of memory, a second."""
+    """A graphics card by what its maker publishes: dense bfloat16 operations with float32 sums, and bytes of memory, a second; GB of memory."""
 
     name: str
     operations: float
     bytes: float
+    memory: int
 
 
 CARDS = (
-    Card("H200", 989e12, 4.8e12),  # NVIDIA H200 Tensor Core GPU, datasheet: 1,979 TFLOPS with sparsity, which doubles it; 4.8 TB/s
-    Card("RTX 4090 (24 GB)", 165.2e12, 1.008e12),  # NVIDIA Ada GPU architecture, whitepaper: 165.2 dense; 1,008 GB/s
-    Card("A10 (24 GB)", 125e12, 0.6e12),  # NVIDIA A10 Tensor Core GPU, datasheet: 125 dense, 250 with sparsity; 600 GB/s
+    Card("H200", 989e12, 4.8e12, 141),  # NVIDIA H200 Tensor Core GPU, datasheet: 1,979 TFLOPS with sparsity, which doubles it; 4.8 TB/s
+    Card("RTX 4090 (24 GB)", 165.2e12, 1.008e12, 24),  # NVIDIA Ada GPU architecture, whitepaper: 165.2 dense; 1,008 GB/s
+    Card("A10 (24 GB)", 125e12, 0.6e12, 24),  # NVIDIA A10 Tensor Core GPU, datasheet: 125 dense, 250 with sparsity; 600 GB/s
 )
 SHARE = 0.3  # of a card's peaks, assumed: torch without fusion moves each map several times, and small channels fill no tensor core
 COMPUTED = "computed, not measured"
@@ -287,8 +288,9 @@ def plan_minutes(profile: Profile, runs: pd.DataFrame, here: tuple[float, float]
     rows = [{"device": f"this machine, at the speed of {what}", "minutes": seconds / 60 / at_once, "limit": "operations",
              "kind": "from measured speed"} for what, seconds in zip(("the steps measured here", "bare convolutions"), here, strict=True)]
     for card in CARDS:
+        room = max(1, min(profile.at_once, int(card.memory // profile.run_gib)))
         limits = {"operations": operations / (SHARE * card.operations), "bytes": moved / (SHARE * card.bytes),
-                  "calls": launches * LAUNCH_S / max(1, profile.at_once)}
+                  "calls": launches * LAUNCH_S / room}
         limit = max(limits, key=limits.get)
         rows.append({"device": card.name, "minutes": limits[limit] / 60, "limit": limit, "kind": COMPUTED,
                      **{f"{name}_minutes": seconds / 60 for name, seconds in limits.items()}, "at_peak_minutes": operations / card.operations / 60})
@@ -330,7 +332,7 @@ def plan_table(minutes: pd.DataFrame) -> Table:
     notes = (f"{first['runs']} runs, {first['images']:,} training images, {_big(first['operations'], '')} operations, {_big(first['bytes'], 'B')}, "
              "counted from the plan: training, validation after each epoch, answers to the held-out images. No cohort, notebooks or figures.",
              f"Cards: published dense bfloat16 peak and bandwidth, of which {SHARE:.0%} assumed reached, and {1e6 * LAUNCH_S:.0f} µs for each call "
-             "that torch makes, by as many processes as the profile trains at once; the longest of the three. Computed, not measured.")
+             "that torch makes, by as many processes as the profile trains at once there; the longest of the three. Computed, not measured.")
     return Table("floor_plan", f"Training of the whole profile {first['profile']}", minutes, shown, notes)
 
 
