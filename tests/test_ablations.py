@@ -278,6 +278,8 @@ def test_a_table_names_the_seeds_of_its_own_rows(finished):  # noqa: F811
     results = Results(finished)
     for table in (ablations.ablation(results, "terms"), ablations.effects(results), ablations.choices(results)):
         assert "one seed" in table.notes[0] and "mean of" not in table.notes[0]
+        assert any("chance in training" in note for note in table.notes)
+    assert not any("chance in training" in note for note in ablations.networks(results).notes)
     assert "mean of 3 seeds" in ablations.networks(results).notes[0] and "mean of 2 seeds" in ablations.seeds(results).notes[0]
 
 

@@ -7,8 +7,8 @@ from ..cohort.views import training_rows
 from ..choices import CHOICES, GROUPS, Ablation, Group
 from ..config import MODELS, Profile, RunConfig
 from .grid import has_cohort
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, closed, columns, holm, p_value,
-                      rows, spread, summarise, summary_in, verdict, who, written)
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, chance, closed, columns, holm,
+                      p_value, rows, spread, summarise, summary_in, verdict, who, written)
 from .runs import Run
 from .training import CLIP, WARM_UP
 
@@ -119,6 +119,7 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
              f"comparisons in the column ({tests} of accuracy); not significant where p is not below {SIGNIFICANT}."]
     if name == "terms":
         notes[1] += " The subset without any term would be no training."
+    notes += chance(profile.ablation_seeds)
     if "gap_value" in data:
         notes.append("Gap closed = (student − plain) / (teacher − plain), in accuracy, all of the row's own settings; no gap: the "
                      "teacher is not better than the plain network.")
@@ -165,7 +166,7 @@ def effects(results: Results) -> Table:
         known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
         shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
     notes = (who(results, results.profile.ablation_seeds), "Mean of the differences with and without the term, over all subsets of the other terms "
-             f"but the empty one; p adjusted by Holm's method for {len(shown)} terms.")
+             f"but the empty one; p adjusted by Holm's method for {len(shown)} terms.", *chance(results.profile.ablation_seeds))
     return Table("effects", "What each term adds", data, rows(shown, "term"), notes)
 
 
@@ -199,7 +200,7 @@ def networks(results: Results) -> Table:
         shown.append({"network": row["network"], METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
                       METRIC_NAMES["kappa"]: told["kappa"], METRIC_NAMES["pointing"]: told.get("pointing", "")})
     notes = (who(results, results.profile.network_seeds), "Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for "
-             f"{tests} comparisons.")
+             f"{tests} comparisons.", *chance(results.profile.network_seeds))
     return Table("networks", title, data, pd.DataFrame(shown), notes)
 
 
@@ -249,7 +250,8 @@ def choices(results: Results) -> Table:
                         "groups": " ".join(choice.groups), "accuracy when varied": said})
     data = pd.DataFrame(numbers)
     notes = (who(results, results.profile.ablation_seeds), "A row that an ablation varies says how many of the student's other settings differ "
-             "significantly in accuracy, and the largest difference, in percentage points, p adjusted by Holm's method within the ablation.")
+             "significantly in accuracy, and the largest difference, in percentage points, p adjusted by Holm's method within the ablation.",
+             *chance(results.profile.ablation_seeds))
     return Table("choices", "What the paper's public record leaves open", data, data.drop(columns="groups"), notes)
 
 

@@ -253,6 +253,12 @@ def rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
     return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
 
 
+def chance(seeds: tuple[int, ...]) -> tuple[str, ...]:
+    """The note that a table of differences needs where its rows have one seed alone."""
+    return () if len(seeds) > 1 else ("Intervals and p tell what the choice of patients adds; with one seed, what chance in training adds is in neither, "
+                                      "and it can be as large as many a difference here.",)
+
+
 def who(results: Results, seeds: tuple[int, ...] | None = None) -> str:
     """On how many held-out patients the main runs were tested, and what a cell of a table holds. seeds: its rows', the main runs' where None."""
     runs = [run for group in results.roles().values() for run in group.values()]
