@@ -179,8 +179,6 @@ class Road:
                 self.carry_out(todo[-1], record, deadline)
             if not self.own and not only and set(record.steps) >= set(self.steps):
                 show_in_readme(f"times:{self.profile.name}", self.times(record))
-                if "publish" in self.steps:
-                    write_whole(self.published / "times.md", self.times(record))
 
     def needed(self, step: Todo, record: Record) -> bool:
         """Whether the step must run, which then has begun in the record; else its line is printed."""

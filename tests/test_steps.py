@@ -387,11 +387,10 @@ def test_results_are_published_when_all_notebooks_have_ended(abreast, monkeypatc
     assert abreast.walk() == 0
     published = abreast.home / "figures" / "tiny"
     assert sorted(path.name for path in published.glob("*.png")) == ["fig1.png", "fig2.png"]
-    assert (published / "times.md").read_text().startswith("| step, profile `tiny` | time |")
     capsys.readouterr()
     assert abreast.walk() == 0 and capsys.readouterr().out.count("unchanged") == 5
     (published / "fig1.png").unlink()
-    assert abreast.walk() == 0 and (published / "fig1.png").is_file() and (published / "times.md").is_file()
+    assert abreast.walk() == 0 and (published / "fig1.png").is_file()
     assert "figures/tiny/fig1.png is missing" in capsys.readouterr().out
 
 
