@@ -373,7 +373,7 @@ PROFILES = {
 # quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick
 PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4), competitors_trained=(PIPELINE, TEACHER_LONGER, TWICE_SCRATCH))
 
-# quick with every group of ablations and further competitors, one seed each: over two hours of two cores
+# quick with every group of ablations and further competitors, one seed each: over an hour of two cores
 PROFILES["ablations"] = replace(PROFILES["quick"], name="ablations", competitors_trained=(PIPELINE, TEACHER_LONGER, LOGIT_ONLY), without_labels=True,
                                 progressive=0.5, varied=dict(
     temperature=(1.0, 8.0), weights=(0.1, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES, cam_target=CAM_TARGETS, cam_layer=CAM_LAYERS,
