@@ -213,6 +213,10 @@ class Profile:
             if name not in known:
                 raise ConfigError(f"no competitor '{name}'; known: {', '.join(known)}")
 
+    def side_by_side(self, gib: float) -> int:
+        """How many runs are trained at once on a GPU with so much memory: `at_once`, or as many as there is room for; at least one."""
+        return max(1, min(self.at_once, int(gib // self.run_gib)))
+
     def run(self, model: str, seed: int | None = None) -> RunConfig:
         """The run of `model`, one of MODELS or the detector, with `seed` (the profile's first where None)."""
         if model not in (*MODELS, "detector"):
@@ -357,7 +361,8 @@ PROFILES = {
                  zoom=dict(epochs=6, frame_px=384, glance_px=96),
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
         # the paper's number of patients, whole images of 448 px and crops of 224, on one GPU: five seeds; main networks and steps are few enough for
-        # the plan's minutes, table networks has larger ones. Tried on other virtual patients: one seed of each main run
+        # the plan's minutes, table networks has larger ones. Tried on other virtual patients: one seed of each main run. For its
+        # gradient the largest run, ConvNeXt's student, keeps 3.8 GiB of activations
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  network_seeds=(0, 1, 2), native_px=1024, at_once=6, run_gib=6.0, competitors_trained=EVERY_COMPETITOR,
                  backbones=("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",), progressive=0.5,

@@ -136,7 +136,7 @@ class Road:
             raise Stopped from None
 
     def train(self, study, jobs: list) -> None:
-        """`at_once` runs of the profile at a time: small networks leave much of a GPU, or of two cores, idle."""
+        """`at_once` runs of the profile at a time, on a GPU no more than it has room for: small networks leave much of a GPU, or of two cores, idle."""
         from .study.cluster import cluster, make_runs, room_for_runs, visible_gpus
 
         if visible_gpus():

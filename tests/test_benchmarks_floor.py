@@ -3,8 +3,8 @@
 import mmap
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ def test_plan_counts_every_run_and_image_once():
 
 
 def test_minutes_of_a_card_are_those_of_its_tightest_limit():
-    profile = SimpleNamespace(name="p", at_once=2, run_gib=10.0)
+    profile = replace(get_profile("paper"), at_once=2, run_gib=10.0)
     runs = pd.DataFrame([{"images": 10, "operations": 6e16, "bytes": 1e12, "launches": 100}])
     table = bench_floor.plan_minutes(profile, runs, (120.0, 60.0), "cuda").set_index("device")
     card = bench_floor.CARDS[0]
@@ -98,9 +98,8 @@ def test_minutes_of_a_card_are_those_of_its_tightest_limit():
     assert table["minutes"].iloc[:2].tolist() == [2.0, 1.0]
     slow = bench_floor.plan_minutes(profile, runs.assign(launches=10**9), (1.0, 1.0), "cuda").set_index("device")
     assert slow.loc[card.name, "limit"] == "calls" and slow.loc[card.name, "minutes"] == pytest.approx(10**9 * bench_floor.LAUNCH_S / 2 / 60)
-    profile.run_gib = 20.0  # of which a card of 24 GB holds one
-    full = bench_floor.plan_minutes(profile, runs.assign(launches=10**9), (1.0, 1.0), "cuda").set_index("device")
-    assert full.loc["A10 (24 GB)", "minutes"] == pytest.approx(2 * full.loc[card.name, "minutes"])
+    full = bench_floor.plan_minutes(replace(profile, run_gib=20.0), runs.assign(launches=10**9), (1.0, 1.0), "cuda").set_index("device")
+    assert full.loc["A10 (24 GB)", "minutes"] == pytest.approx(2 * full.loc[card.name, "minutes"])  # 24 GB hold one
 
 
 # ---- fitting ----

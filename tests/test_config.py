@@ -230,7 +230,7 @@ def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile
 def test_the_paper_profile_asks_for_each_network_of_the_field():
     rows, main = get_profile("paper").networks(), get_profile("paper").baseline.backbone
     said = ("teacher", "plain network", "student")
-    assert {f"{name}, {who}" for name in (main, "resnet50", "efficientnet_b0", "convnext_tiny") for who in said} < set(rows)
+    assert {f"{name}, {who}" for name in (main, "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny") for who in said} < set(rows)
     assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {who}" for who in said} < set(rows)
     assert not get_profile("quick").networks() and not get_profile("smoke").networks()
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,21 @@ def test_no_more_runs_go_side_by_side_than_a_gpu_has_room_for(gib, runs, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gib))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=int(gib[i] * 2**30)))
     assert cluster.room_for_runs(replace(config.get_profile("paper"), at_once=6, run_gib=6.0)) == runs
+
+
+def test_the_road_trains_as_many_runs_side_by_side_as_a_gpu_has_room_for(monkeypatch):
+    asked = []
+
+    @contextmanager
+    def room(**share):
+        asked.append(share)
+        yield
+
+    for name, stands_in in (("visible_gpus", lambda: ["0"]), ("room_for_runs", lambda profile: 3), ("cluster", room),
+                            ("make_runs", lambda client, study, jobs, runs_per_gpu: asked.append(runs_per_gpu) or [])):
+        monkeypatch.setattr(cluster, name, stands_in)
+    steps.Road.train(SimpleNamespace(profile=tiny()), None, [])
+    assert asked == [{"runs_per_gpu": 3}, 3]
 
 
 def test_the_deadline_reaches_a_run(tiny_cohort):

@@ -215,6 +215,6 @@ class Journey(Styled):
         ax.set_xticks(range(len(stages)), [stage.label for stage in stages])
         ax.set(ylim=(0, 1.12), yticks=[])
         ax.set_box_aspect(1)
-        ax.tick_params(length=0, pad=3)
+        ax.tick_params(length=0, pad=2)
         ax.spines["left"].set_visible(False)
         return "stage (outlined: label)"

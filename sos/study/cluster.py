@@ -116,11 +116,11 @@ def visible_gpus() -> list[str]:
 
 
 def room_for_runs(profile: Profile) -> int:
-    """How many runs of a profile go side by side on the smallest GPU of this machine: its `at_once`, or as many as there is memory for; at least one."""
+    """How many runs of a profile go side by side on the smallest GPU of this machine."""
     import torch
 
     smallest = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
-    return max(1, min(profile.at_once, int(smallest / 2**30 // profile.run_gib)))
+    return profile.side_by_side(smallest / 2**30)
 
 
 def slurm_cluster(settings: list[str], runs_per_gpu: int | None = None):

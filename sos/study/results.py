@@ -253,10 +253,18 @@ def rows(shown: dict[str, dict[str, str]], index: str) -> pd.DataFrame:
     return pd.DataFrame([{index: name, **row} for name, row in shown.items()])
 
 
-def chance(seeds: tuple[int, ...]) -> tuple[str, ...]:
+def chance(seeds: tuple[int, ...]) -> list[str]:
     """The note that a table of differences needs where its rows have one seed alone."""
-    return () if len(seeds) > 1 else ("Intervals and p tell what the choice of patients adds; with one seed, what chance in training adds is in neither, "
-                                      "and it can be as large as many a difference here.",)
+    said = ("Intervals and p tell what the choice of patients adds; with one seed, what chance in training adds is in neither, and it can be as large "
+            "as many a difference here.")
+    return [said] if len(seeds) == 1 else []
+
+
+def machine_said(record) -> str:
+    """The part of a `machine_record` that did the work: its GPU, or else its processor and how many threads."""
+    if isinstance(record.get("gpu"), str):
+        return record["gpu"]
+    return f"{record['processor']}, {record['threads']} thread{'' if record['threads'] == 1 else 's'}"
 
 
 def who(results: Results, seeds: tuple[int, ...] | None = None) -> str:

@@ -21,7 +21,7 @@ from .describe import ceiling
 from .grid import has_cohort
 from .latency import read_latency
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, STAGING, STUDENTS, TESTED, TRUST, Results, Table, adjust, closed,
-                      columns, over_seeds, p_value, p_written, sample, shared_seeds, spread, summarise, summary_in, verdict, written)
+                      columns, machine_said, over_seeds, p_value, p_written, sample, shared_seeds, spread, summarise, summary_in, verdict, written)
 from .results import rows as _rows
 from .results import who as _who
 from .runs import Run, training_code
@@ -145,15 +145,8 @@ def _latency_note(times: pd.DataFrame) -> str:
     if times.empty:
         return f"{said}: {NOT_YET}."
     one = times.iloc[0]
-    return (f"{said}; {one['images']} images, {one['precision']}, {_machine(one)}. A crop teacher's time is that of the network alone: before it, a "
+    return (f"{said}; {one['images']} images, {one['precision']}, {machine_said(one)}. A crop teacher's time is that of the network alone: before it, a "
             "person finds the joint and draws the box.")
-
-
-def _machine(record) -> str:
-    """The part of a `machine_record` that did the work: its GPU, or else its processor and how many threads."""
-    if isinstance(record.get("gpu"), str):
-        return record["gpu"]
-    return f"{record['processor']}, {record['threads']} thread{'' if record['threads'] == 1 else 's'}"
 
 
 def localisation(results: Results) -> Table:
@@ -342,7 +335,7 @@ def machine(results: Results) -> Table:
         return Table("machine", title, pd.DataFrame({"run": []}), pd.DataFrame({"run": [NOT_YET]}))
     shown = pd.DataFrame([{"model": row["model"], "seed": row["seed"], "backbone": row["backbone"], "epochs": row["epochs"],
                            "training, s": f"{row['seconds']:.0f}", "precision": row["precision"],
-                           "machine": _machine(row), "run": row["run"]}
+                           "machine": machine_said(row), "run": row["run"]}
                           for row in numbers])
     return Table("machine", title, pd.DataFrame(numbers), shown, ("Versions of the software stand in the CSV file.",))
 

@@ -55,7 +55,7 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product show
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card by what its maker publishes: dense bfloat16 operations with float32 sums, and bytes of memory, a second; GB of memory."""
+    """A graphics card by what its maker publishes: dense bfloat16 operations with float32 sums, and bytes of memory, a second; GiB of memory."""
 
     name: str
     operations: float
@@ -288,9 +288,8 @@ def plan_minutes(profile: Profile, runs: pd.DataFrame, here: tuple[float, float]
     rows = [{"device": f"this machine, at the speed of {what}", "minutes": seconds / 60 / at_once, "limit": "operations",
              "kind": "from measured speed"} for what, seconds in zip(("the steps measured here", "bare convolutions"), here, strict=True)]
     for card in CARDS:
-        room = max(1, min(profile.at_once, int(card.memory // profile.run_gib)))
         limits = {"operations": operations / (SHARE * card.operations), "bytes": moved / (SHARE * card.bytes),
-                  "calls": launches * LAUNCH_S / room}
+                  "calls": launches * LAUNCH_S / profile.side_by_side(card.memory)}
         limit = max(limits, key=limits.get)
         rows.append({"device": card.name, "minutes": limits[limit] / 60, "limit": limit, "kind": COMPUTED,
                      **{f"{name}_minutes": seconds / 60 for name, seconds in limits.items()}, "at_peak_minutes": operations / card.operations / 60})

@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from sos.files import write_whole
 from sos.study.figures import save_figure
-from sos.study.results import Table
+from sos.study.results import Table, machine_said
 
 # Okabe and Ito's, with a marker each, so that lines differ in grey too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,5 +52,4 @@ def publish(folder: Path, name: str, tables: list[Table], figure: Figure, machin
 
 def machine_line(machine: dict) -> str:
     """The machine in half a line."""
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    return f"{machine.get('gpu', machine['processor'])}, {threads}, torch {machine['torch']}"
+    return f"{machine_said(machine)}, torch {machine['torch']}"
