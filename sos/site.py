@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__, config
 from .errors import LessonError
 
-SHOWN = ("paper", "quick5", "ablations", "quick", "smoke")  # the executed notebooks of the first of these profiles that has all of them
+SHOWN = ("paper", "paper3", "quick5", "ablations", "quick", "smoke")  # the executed notebooks of the first of these profiles that has all of them
 COURSE = ("instructors_guide", "glossary", "limits")
 ROOMS = ("", "images", "phantom", "cohort", "method", "study", "panels")
 IGNORED = shutil.ignore_patterns("__pycache__", ".*", "exercises")

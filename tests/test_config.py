@@ -9,9 +9,10 @@ from dataclasses import fields, replace
 import pytest
 
 from sos import config
-from sos.config import PROFILES, ROLES, RunConfig, digest, get_profile, parse_overrides, runs_dir, source_digest
+from sos.config import MODELS, PROFILES, ROLES, RunConfig, digest, get_profile, parse_overrides, runs_dir, source_digest
 from sos.errors import ConfigError
 from sos.stages import BASSED5, FRANKLIN4, SCHEMES, get_scheme
+from sos.study.grid import plan
 
 
 def other_value(name, value):
@@ -227,12 +228,21 @@ def test_networks_differ_from_the_main_runs_in_what_their_row_says_alone(profile
             assert run.backbone == backbone and run.progressive == (profile.progressive if progressive else 0)
 
 
-def test_the_paper_profile_asks_for_each_network_of_the_field():
-    rows, main = get_profile("paper").networks(), get_profile("paper").baseline.backbone
-    said = ("teacher", "plain network", "student")
-    assert {f"{name}, {who}" for name in (main, "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny") for who in said} < set(rows)
-    assert "convnext_tiny_attention, teacher" in rows and {f"{main}, progressive, {who}" for who in said} < set(rows)
+def test_a_profile_of_its_own_asks_for_each_network_of_the_field_as_paper_trains_its_main_ones():
+    profile, paper = get_profile("networks"), get_profile("paper")
+    main, said = paper.baseline.backbone, ("teacher", "plain network", "student")
+    rows = {f"{name}, {who}" for name in (main, "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny") for who in said}
+    assert set(profile.networks()) == rows | {"convnext_tiny_attention, teacher"}
+    assert [profile.run(model) for model in MODELS] == [paper.run(model) for model in MODELS]
+    assert (profile.patients, profile.cohort_seed) == (paper.patients, paper.cohort_seed)
+    assert set(paper.networks()) == {f"{main}{how}, {who}" for how in ("", ", progressive") for who in said}
     assert not get_profile("quick").networks() and not get_profile("smoke").networks()
+
+
+def test_what_two_cores_can_do_of_paper_is_its_main_runs():
+    small, paper = get_profile("paper3"), get_profile("paper")
+    main = {paper.run(model, seed) for model in (*MODELS, "detector") for seed in small.seeds}
+    assert len(small.seeds) == 3 and main < {job.config for job in plan(small)} < {job.config for job in plan(paper)}
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sos.config import TAUGHT_ROLES, get_profile
+from sos.config import PROFILES, TAUGHT_ROLES, get_profile
 from sos.errors import ConfigError, RunError
 from sos.study import ablations, grid, result_figures, results, tables
 from sos.study.metrics import difference, gap_closed, measure
@@ -182,7 +182,7 @@ def test_spread_is_over_seeds_and_the_value_their_mean(study):
 # ---- the grid --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "quick5", "ablations", "paper"])
+@pytest.mark.parametrize("name", PROFILES)
 def test_plan_has_each_run_once_and_what_it_needs_before_it(name):
     profile = get_profile(name)
     jobs = grid.plan(profile)
