@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .cohort.cameras import Scene, frame_camera, normalise, reduce_to, still_scene
-from .config import PROFILES, RunConfig, runs_dir
+from .config import RunConfig, runs_dir
 from .errors import ImageError, RunError
 from .images.reader import GreyImage, read_image
 from .method.cam import enlarge, explain, peak
@@ -32,6 +32,7 @@ NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
 REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
 TOGETHER = 8  # images in one pass of the network, when there are many
 WEAK_MASS = 1e-6  # below, the heat map is empty
+STUDENTS_OF = ("paper", "paper3", "quick5", "quick")  # profiles whose students are preferred to the released one, larger studies first
 TINY = 1e-30  # as in study.trust, whose libraries take long to import
 
 
@@ -113,7 +114,7 @@ def region(cam: np.ndarray) -> list[list[float]]:
 
 def load_stager(weights=None) -> Stager:
     """The network that stages images: of the run folder `weights`, or where it is `released` the one that ships with the package; where it is None
-    the best student (by held-out accuracy) of `runs/paper`, else of `runs/quick`, else the released one.
+    the best student (by held-out accuracy) of the first of STUDENTS_OF that has one under `runs/`, else the released one.
 
     Raises RunError for a folder without a run, or of another role.
     """
@@ -129,9 +130,9 @@ def load_stager(weights=None) -> Stager:
 
 
 def best_student() -> Run | None:
-    """The student with the best held-out accuracy under `runs/`, the paper profile's before quick's; None where there is none."""
-    for profile in ("paper", "quick"):
-        students = [run for run in find_runs(runs_dir(PROFILES[profile].name) / "models", "student") if run.weights.is_file()]
+    """The student with the best held-out accuracy of the first profile in STUDENTS_OF that has one under `runs/`; None where there is none."""
+    for profile in STUDENTS_OF:
+        students = [run for run in find_runs(runs_dir(profile) / "models", "student") if run.weights.is_file()]
         if students:
             return max(students, key=lambda run: run.metrics["accuracy"]["value"])
     return None

@@ -1,5 +1,6 @@
 """From an image to a stage: places in pixels of the image, either direction of the head, and heat maps against the batch's own."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
 from sos.method.models import build
 from sos.pictures import save_picture
-from sos.predict import TINY, TOGETHER, Stager, load_stager, predict_paths, region
+from sos.predict import TINY, TOGETHER, Stager, best_student, load_stager, predict_paths, region
 from sos.stages import BASSED5
 from sos.study import trust
 from sos.study.trust import scaled
@@ -178,3 +179,18 @@ def test_places_are_those_of_the_whole_screenshot_where_its_wide_borders_were_le
     assert other["peak"] == pytest.approx(np.add(one["peak"], (150, 100))) and other["box"] == pytest.approx(np.add(one["box"], (150, 100) * 2))
     save_picture(tmp_path / "seen.png", same, other.pop("cam"), other, stager)
     assert Image.open(tmp_path / "seen.png").size == (1260, 510)
+
+
+def test_the_best_student_of_the_largest_study_that_was_run_is_preferred_to_the_released_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    assert best_student() is None
+    students = [("quick", "one", 0.9), ("quick5", "one", 0.6), ("quick5", "two", 0.8), ("quick5", "three", 0.7), ("paper", "no-weights", 0.95)]
+    for profile, name, accuracy in students:
+        folder = tmp_path / "runs" / profile / "models" / f"student-{name}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "metrics.json").write_text(json.dumps({"accuracy": {"value": accuracy}}))
+        if name != "no-weights":
+            (folder / "weights.safetensors").touch()
+    best = best_student()
+    assert (best.path.parts[-3], best.name) == ("quick5", "student-two")
