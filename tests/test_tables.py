@@ -346,6 +346,15 @@ def test_machine_summary_names_each_machine_once(finished):
     assert (summary["runs"], summary["training_seconds"], summary["data"]) == (8, 12.0, finished.store.digest)
 
 
+def test_what_training_took_is_read_from_what_is_published(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    monkeypatch.setattr(tables, "PUBLISHED", ("quick", "paper"))
+    (tmp_path / "figures" / "quick").mkdir(parents=True)
+    (tmp_path / "figures" / "quick" / "machine.json").write_text(json.dumps(tables.machine_summary(results.Results(finished)) | {"training_seconds": 200.0}))
+    shown = tables.trainings().shown.to_numpy().tolist()
+    assert shown == [["`quick`", 8, "3", "some processor, 2 threads, fp32"], ["`paper`", *["not yet run"] * 3]]
+
+
 # ---- result figures --------------------------------------------------------------------------------------------------
 
 

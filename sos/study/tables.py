@@ -397,7 +397,21 @@ def publish(profile: str) -> list[Path]:
     part.rename(target)
     shown = [target / f"{name}.md" for name in ("headline", "comparisons", "competitors", "mirror")]
     show_in_readme(f"results:{profile}", "\n".join(table.read_text(encoding="utf-8") for table in shown if table.is_file()))
+    show_in_readme("trainings", trainings().markdown())
     return sorted(target.iterdir())
+
+
+def trainings() -> Table:
+    """What training the published profiles took, a row each, from the record of the machines beside its results."""
+    rows = []
+    for profile in PUBLISHED:
+        path = home() / "figures" / profile / "machine.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        where = dict.fromkeys(f"{machine_said(one)}, {one['precision']}" for one in known.get("machines", ()))
+        rows.append({"profile": profile, "runs": known.get("runs"), "seconds": known.get("training_seconds"), "machine": "; ".join(where)})
+    shown = pd.DataFrame([{"profile": f"`{row['profile']}`", "runs": row["runs"] or NOT_YET,
+                           "minutes": f"{row['seconds'] / 60:.0f}" if row["runs"] else NOT_YET, "on": row["machine"] or NOT_YET} for row in rows])
+    return Table("trainings", "Training of the profiles", pd.DataFrame(rows), shown, ("Minutes: all runs, one after the other. Two cores train two at once.",))
 
 
 def machine_summary(results: Results) -> dict:
