@@ -334,8 +334,11 @@ def test_publishing_copies_pictures_and_tables_and_takes_old_ones_away(tmp_path,
     old = tmp_path / "figures" / "quick" / "fig_old.png"
     old.parent.mkdir(parents=True)
     old.write_text("old")
+    readme = "a\n<!-- quick/headline -->\n<!-- /quick/headline -->\nb\n<!-- paper/headline -->\n<!-- /paper/headline -->\n"
+    (tmp_path / "README.md").write_text(readme)
     assert [path.name for path in tables.publish("quick")] == ["fig_main.png", "headline.csv", "headline.md", "machine.json"]
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
+    assert (tmp_path / "README.md").read_text() == readme.replace("quick/headline -->\n<", "quick/headline -->\ntext<")
     record = json.loads((old.parent / "machine.json").read_text())
     assert record["runs"] == 0 and record["profile"]["patients"] == get_profile("quick").patients
 

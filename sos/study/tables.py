@@ -375,7 +375,8 @@ def write_tables(study: Study) -> list[Path]:
 
 
 def publish(profile: str) -> list[Path]:
-    """Copy figures (png), tables (csv, md) and a record of the machines from `runs/<profile>/` to `figures/<profile>/`.
+    """Copy figures (png), tables (csv, md) and a record of the machines from `runs/<profile>/` to `figures/<profile>/`, and show in the README those
+    tables that it has a place for: `<!-- profile/table -->`.
 
     What was published there before goes. Returns the new paths. Raises ConfigError for a profile whose results are not published,
     RunError where there is nothing to publish.
@@ -395,8 +396,8 @@ def publish(profile: str) -> list[Path]:
     shutil.rmtree(target, ignore_errors=True)
     note_result(target)
     part.rename(target)
-    shown = [target / f"{name}.md" for name in ("headline", "comparisons", "competitors", "mirror")]
-    show_in_readme(f"results:{profile}", "\n".join(table.read_text(encoding="utf-8") for table in shown if table.is_file()))
+    for table in target.glob("*.md"):
+        show_in_readme(f"{profile}/{table.stem}", table.read_text(encoding="utf-8"))
     show_in_readme("trainings", trainings().markdown())
     return sorted(target.iterdir())
 
