@@ -1,14 +1,16 @@
 """Tables, result figures and the grid: right numbers from runs on disk, and nothing from anywhere else."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from sos.config import PROFILES, TAUGHT_ROLES, get_profile
+from sos.config import PROFILES, PUBLISHED, TAUGHT_ROLES, get_profile
 from sos.errors import ConfigError, RunError
 from sos.study import ablations, grid, result_figures, results, tables
 from sos.study.metrics import difference, gap_closed, measure
@@ -17,6 +19,7 @@ from sos.study.runs import Run, round_weights, run_name, save_weights, training_
 from sos.study.training import Study
 
 STAGES = 5
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def predictions(cohort, wrong: int, pointed: float | None = None) -> pd.DataFrame:
@@ -356,6 +359,16 @@ def test_what_training_took_is_read_from_what_is_published(finished, tmp_path, m
     (tmp_path / "figures" / "quick" / "machine.json").write_text(json.dumps(tables.machine_summary(results.Results(finished)) | {"training_seconds": 200.0}))
     shown = tables.trainings().shown.to_numpy().tolist()
     assert shown == [["`quick`", 8, "3", "some processor, 2 threads, fp32"], ["`paper`", *["not yet run"] * 3]]
+
+
+def test_the_readme_shows_the_tables_as_they_are_published(monkeypatch):
+    monkeypatch.setenv("SOS_HOME", str(REPOSITORY))
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    places = re.findall(r"<!-- (\w+)/(\w+) -->\n(.*?)<!-- /\1/\2 -->", text, re.DOTALL)
+    assert {profile for profile, *_ in places} <= set(PUBLISHED) and len(places) == len(re.findall(r"<!-- \w+/\w+ -->", text)) > 3
+    for profile, table, shown in places:
+        assert shown == (REPOSITORY / "figures" / profile / f"{table}.md").read_text(encoding="utf-8"), (profile, table)
+    assert f"<!-- trainings -->\n{tables.trainings().markdown()}<!-- /trainings -->" in text
 
 
 # ---- result figures --------------------------------------------------------------------------------------------------
