@@ -379,7 +379,7 @@ PROFILES["paper3"] = replace(PROFILES["paper"], name="paper3", seeds=(0, 1, 2), 
 
 # other backbones in the place of paper's: one study of them costs as many operations as all of paper. The largest run, ConvNeXt's student, keeps 3.8 GiB
 PROFILES["networks"] = replace(PROFILES["paper"], name="networks", seeds=(0, 1, 2), ablation_seeds=(0,), network_seeds=(0, 1, 2), run_gib=6.0,
-                               without_labels=False, competitors_trained=(), progressive=0.0, varied={},
+                               without_labels=False, competitors_trained=(PIPELINE,), progressive=0.0, varied={},
                                backbones=("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",))
 
 # quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick
