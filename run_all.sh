@@ -6,7 +6,8 @@ set -euo pipefail
 usage() {
   cat <<'EOF'
 usage: ./run_all.sh [options]
-  --profile NAME               smoke, quick, quick5, ablations, paper3, paper or networks: size of the study (default: paper with a CUDA device, else quick)
+  --profile NAME               smoke, quick, quick5, ablations, paper3, paper or networks: size of the study
+                               (default: paper with a CUDA device, else quick)
   --cohort MANIFEST            your own cohort in place of the virtual one
   --only NN                    one notebook alone, for instance 04
   --force                      run also what is unchanged; finished trainings are still found

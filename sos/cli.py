@@ -309,7 +309,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print one JSON object a line")
 
     def study_options(sub):
-        sub.add_argument("--profile", help="smoke, quick, quick5, ablations, paper3, paper or networks (default: paper with a CUDA device, else quick)")
+        sub.add_argument("--profile", help=f"one of {', '.join(config.PROFILES)} (default: paper with a CUDA device, else quick)")
         sub.add_argument("--cohort", default="", metavar="MANIFEST", help="your own cohort in place of the virtual one")
         sub.add_argument("--stop-after", type=float, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
 

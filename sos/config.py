@@ -360,8 +360,9 @@ PROFILES = {
                  teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
                  zoom=dict(epochs=6, frame_px=384, glance_px=96),
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
-        # the paper's number of patients, whole images of 448 px and crops of 224, on one GPU: every ablation with five seeds; networks and steps are few
-        # enough for the plan's minutes. Tried on other virtual patients, one seed of each main run. For its gradient a student keeps 0.4 GiB of activations
+        # the paper's number of patients, whole images of 448 px and crops of 224, on one GPU: every ablation with five seeds; networks and steps are
+        # few enough for the plan's minutes. Tried on other virtual patients, one seed of each main run, with 30 epochs on whole images. For its
+        # gradient a student keeps 0.4 GiB of activations
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  network_seeds=(0, 1, 2, 3, 4), native_px=1024, at_once=6, run_gib=3.0, competitors_trained=EVERY_COMPETITOR, progressive=0.5,
                  varied=dict(temperature=(1.0, 2.0, 5.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
@@ -374,10 +375,11 @@ PROFILES = {
     )
 }
 # the main runs of paper alone, with three seeds: what two cores can do of it
-PROFILES["paper3"] = replace(PROFILES["paper"], name="paper3", seeds=(0, 1, 2), ablation_seeds=(0,), network_seeds=(0,), at_once=2, without_labels=False,
-                             competitors_trained=(PIPELINE,), progressive=0.0, varied={}, bootstrap=2000, difficulty_patients=100)
+PROFILES["paper3"] = replace(PROFILES["paper"], name="paper3", seeds=(0, 1, 2), ablation_seeds=(0,), network_seeds=(0,), at_once=2,
+                             without_labels=False, competitors_trained=(PIPELINE,), progressive=0.0, varied={}, bootstrap=2000,
+                             difficulty_patients=100)
 
-# other backbones in the place of paper's: one study of them costs as many operations as all of paper. The largest run, ConvNeXt's student, keeps 3.8 GiB
+# other backbones in the place of paper's, which cost as many operations as all of paper. The largest run, ConvNeXt's student, keeps 3.8 GiB
 PROFILES["networks"] = replace(PROFILES["paper"], name="networks", seeds=(0, 1, 2), ablation_seeds=(0,), network_seeds=(0, 1, 2), run_gib=6.0,
                                without_labels=False, competitors_trained=(PIPELINE,), progressive=0.0, varied={},
                                backbones=("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",))

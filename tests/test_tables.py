@@ -356,7 +356,8 @@ def test_what_training_took_is_read_from_what_is_published(finished, tmp_path, m
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
     monkeypatch.setattr(tables, "PUBLISHED", ("quick", "paper"))
     (tmp_path / "figures" / "quick").mkdir(parents=True)
-    (tmp_path / "figures" / "quick" / "machine.json").write_text(json.dumps(tables.machine_summary(results.Results(finished)) | {"training_seconds": 200.0}))
+    known = tables.machine_summary(results.Results(finished)) | {"training_seconds": 200.0}
+    (tmp_path / "figures" / "quick" / "machine.json").write_text(json.dumps(known))
     shown = tables.trainings().shown.to_numpy().tolist()
     assert shown == [["`quick`", 8, "3", "some processor, 2 threads, fp32"], ["`paper`", *["not yet run"] * 3]]
 

@@ -412,7 +412,8 @@ def trainings() -> Table:
         rows.append({"profile": profile, "runs": known.get("runs"), "seconds": known.get("training_seconds"), "machine": "; ".join(where)})
     shown = pd.DataFrame([{"profile": f"`{row['profile']}`", "runs": row["runs"] or NOT_YET,
                            "minutes": f"{row['seconds'] / 60:.0f}" if row["runs"] else NOT_YET, "on": row["machine"] or NOT_YET} for row in rows])
-    return Table("trainings", "Training of the profiles", pd.DataFrame(rows), shown, ("Minutes: all runs, one after the other. Two cores train two at once.",))
+    note = "Minutes: all runs, one after the other. Two cores train two at once."
+    return Table("trainings", "Training of the profiles", pd.DataFrame(rows), shown, (note,))
 
 
 def machine_summary(results: Results) -> dict:
