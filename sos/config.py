@@ -20,7 +20,8 @@ from .errors import ConfigError
 ROLES = ("teacher", "baseline", "student", "detector")
 MODELS = ("teacher", "baseline", "student", "zoom")  # main models of a profile: the three of the paper, and a student that looks twice
 TAUGHT_ROLES = ("student", "detector")  # those whose run needs a teacher: to learn from, or to stage what was found
-BACKBONES = ("resnet16_half", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny", "convnext_tiny_attention")
+BACKBONES = ("resnet16_half", "resnet16_pool_first", "resnet18_half", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny",
+             "convnext_tiny_attention")
 ATTENTION_DISTANCES = ("kl", "cosine", "mse")
 CAM_TARGETS = ("label", "teacher")
 CAM_LAYERS = ("last", "previous")
@@ -69,7 +70,7 @@ class RunConfig:
     seed: int = 0
 
     # network
-    backbone: str = "resnet16_half"  # one of BACKBONES; ResNet-18 with half the channels and without its last block, see models
+    backbone: str = "resnet16_half"  # one of BACKBONES; ResNet-18 with half the channels and without its last block, see backbones
     output_stride: int = 16  # pixels of input a cell of the last feature map, 16 or 32
     pretrained: bool = False  # ImageNet weights through torchvision
     dropout: float = 0.0  # on the features before the classifier
@@ -169,7 +170,7 @@ class RunConfig:
 PLAIN, CROP_TEACHER, PIPELINE = "plain full-image network", "crop teacher (needs a person)", "detector, then teacher"
 LOGIT_ONLY, DISTILLED, STARTED = "logit-only distillation", "distilled student", "student started from the teacher"
 TWICE, TWICE_SCRATCH, TWICE_ALONE = "two-look student", "two-look student from scratch", "two looks, labels only"
-TEACHER_LONGER = "crop teacher, trained longer"
+PLAIN_LONGER, TEACHER_LONGER = "plain network, trained twice as long", "crop teacher, trained longer"
 _DISTILLATION = ("w_cls", "w_dist", "w_attn", "w_aim", "temperature", "attn_distance", "evidence", "cam_target", "student_init",
                  "teacher_backbone")
 _SHARED = ("label_share", "box_jitter", "window_scale")  # a student that changes one of these needs a teacher that does
@@ -306,6 +307,8 @@ class Profile:
         together = self.teacher.epochs + zoom.epochs  # a two-look student begins where its teacher ended
         configs = {
             PLAIN: self.baseline,
+            # more operations than its rival's teacher and its rival take together: is it only the time that is missing?
+            PLAIN_LONGER: self.baseline.with_(epochs=2 * self.baseline.epochs),
             CROP_TEACHER: self.teacher,
             TEACHER_LONGER: self.teacher.with_(epochs=together),  # is it only the further training that helps its student?
             PIPELINE: self.detector,
@@ -330,7 +333,7 @@ class Profile:
 
 TWO_LOOKS = ("from scratch", "the stage moves the window too", "without L_dist", "without L_attn", "L_cls and L_aim alone", "labels alone, no teacher",
              "one look")
-EVERY_COMPETITOR = (PIPELINE, TEACHER_LONGER, LOGIT_ONLY, STARTED, TWICE_SCRATCH, TWICE_ALONE)  # beside the main runs
+EVERY_COMPETITOR = (PIPELINE, PLAIN_LONGER, TEACHER_LONGER, LOGIT_ONLY, STARTED, TWICE_SCRATCH, TWICE_ALONE)  # beside the main runs
 
 
 def _profile(name, *, common, teacher=None, baseline=None, student=None, zoom=None, detector=None, **rest) -> Profile:
@@ -365,19 +368,20 @@ PROFILES = {
         # gradient a student keeps 0.4 GiB of activations
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  network_seeds=(0, 1, 2, 3, 4), native_px=1024, at_once=6, run_gib=3.0, competitors_trained=EVERY_COMPETITOR, progressive=0.5,
-                 varied=dict(temperature=(1.0, 2.0, 5.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
+                 varied=dict(temperature=(1.0, 2.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
                              cam_target=CAM_TARGETS, cam_layer=CAM_LAYERS, output_stride=(16, 32), frame_px=(0.5, 0.75, 1.0),
                              window_scale=(0.75, 1.5), box_jitter=(0.1, 0.25), label_share=(0.1, 0.25, 0.5), student_init=STUDENT_INITS,
                              two_looks=TWO_LOOKS),
-                 common=dict(frame_px=448, window_px=224, epochs=28, batch_size=16, lr=1e-3, flip=0.0, rotate_deg=4.0, zoom=0.05, shift=0.03),
+                 common=dict(backbone="resnet16_pool_first", frame_px=448, window_px=224, epochs=28, batch_size=16, lr=1e-3, flip=0.0,
+                             rotate_deg=4.0, zoom=0.05, shift=0.03),
                  teacher=dict(epochs=40, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
                  zoom=dict(epochs=12, frame_px=896, glance_px=224), detector=dict(epochs=10)),
     )
 }
 # the main runs of paper alone, with three seeds: what two cores can do of it
 PROFILES["paper3"] = replace(PROFILES["paper"], name="paper3", seeds=(0, 1, 2), ablation_seeds=(0,), network_seeds=(0,), at_once=2,
-                             without_labels=False, competitors_trained=(PIPELINE,), progressive=0.0, varied={}, bootstrap=2000,
-                             difficulty_patients=100)
+                             without_labels=False, competitors_trained=(PIPELINE, PLAIN_LONGER), progressive=0.0, varied={},
+                             bootstrap=2000, difficulty_patients=100)
 
 # other backbones in the place of paper's, which cost as many operations as all of paper. The largest run, ConvNeXt's student, keeps 3.8 GiB
 PROFILES["networks"] = replace(PROFILES["paper"], name="networks", seeds=(0, 1, 2), ablation_seeds=(0,), network_seeds=(0, 1, 2), run_gib=6.0,
@@ -385,11 +389,12 @@ PROFILES["networks"] = replace(PROFILES["paper"], name="networks", seeds=(0, 1, 
                                backbones=("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",))
 
 # quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick
-PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4), competitors_trained=(PIPELINE, TEACHER_LONGER, TWICE_SCRATCH))
+PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4),
+                             competitors_trained=(PIPELINE, PLAIN_LONGER, TEACHER_LONGER, TWICE_SCRATCH))
 
 # quick with every group of ablations and further competitors, one seed each: over an hour of two cores
-PROFILES["ablations"] = replace(PROFILES["quick"], name="ablations", competitors_trained=(PIPELINE, TEACHER_LONGER, LOGIT_ONLY), without_labels=True,
-                                progressive=0.5, varied=dict(
+PROFILES["ablations"] = replace(PROFILES["quick"], name="ablations", competitors_trained=(PIPELINE, PLAIN_LONGER, TEACHER_LONGER, LOGIT_ONLY),
+                                without_labels=True, progressive=0.5, varied=dict(
     temperature=(1.0, 8.0), weights=(0.1, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES, cam_target=CAM_TARGETS, cam_layer=CAM_LAYERS,
     output_stride=(16, 32), frame_px=(0.5, 0.75), window_scale=(0.75, 1.5), box_jitter=(0.25,), label_share=(0.25, 0.5),
     student_init=STUDENT_INITS, two_looks=TWO_LOOKS))

@@ -12,12 +12,12 @@ from torch import nn
 
 from sos.config import BACKBONES, RunConfig
 from sos.errors import ConfigError, RunError
-from sos.method.backbones import _BODIES, ConvAttention, make_body, residual_blocks
+from sos.method.backbones import _BODIES, OPEN, ConvAttention, make_body, residual_blocks
 from sos.method.models import build
 
 TORCHVISIONS = ("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
-PREVIOUS = {"resnet16_half": 128, "resnet18_half": 128, "resnet18": 256, "resnet50": 1024, "efficientnet_b0": 112, "convnext_tiny": 384,
-            "convnext_tiny_attention": 384}  # channels of the map before the last stage
+PREVIOUS = {"resnet16_half": 128, "resnet16_pool_first": 128, "resnet18_half": 128, "resnet18": 256, "resnet50": 1024, "efficientnet_b0": 112,
+            "convnext_tiny": 384, "convnext_tiny_attention": 384}  # channels of the map before the last stage
 
 
 def noise(*shape, seed=0):
@@ -98,6 +98,26 @@ def test_half_networks_are_torchvisions_of_half_the_channels_with_the_weights_of
     x = noise(2, 3, 64, 64)
     assert torch.equal(ours(x), theirs(x))
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_the_pool_may_come_first_in_a_stem_whose_norm_rises():
+    """Evaluated, the same function with the same weights; trained, the norm sees the maxima."""
+    torch.manual_seed(3)
+    theirs, _ = _BODIES["resnet16_half"](False)
+    torch.manual_seed(3)
+    ours, channels = _BODIES["resnet16_pool_first"](False)
+    assert channels == 256 and [type(part).__name__ for part in ours[:4]] == ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    assert (ours[2].bias == OPEN).all()
+    conv, norm, relu, pool, *stages = theirs
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.normal_(norm.bias)
+    ours[2].load_state_dict(norm.state_dict())
+    x = noise(2, 3, 64, 64)
+    assert torch.equal(ours(x), nn.Sequential(conv, pool, norm, relu, *stages)(x))
+    maxima = pool(conv(x))
+    assert torch.allclose(ours[2].running_mean, 0.1 * maxima.mean((0, 2, 3)), atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(ours.eval()(x), theirs.eval()(x), atol=1e-5)
 
 
 def test_resnet16_half_is_resnet18_half_without_its_last_block():
@@ -220,8 +240,8 @@ def test_attention_follows_convnexts_last_stage_and_takes_its_weights(output_str
 # ---- blocks that can be left out -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("backbone", "expected"), [("resnet16_half", 4), ("resnet18_half", 5), ("resnet18", 5), ("resnet50", 12),
-                                                    ("efficientnet_b0", 9), ("convnext_tiny", 18), ("convnext_tiny_attention", 18)])
+@pytest.mark.parametrize(("backbone", "expected"), [("resnet16_pool_first", 4), ("resnet16_half", 4), ("resnet18_half", 5), ("resnet18", 5),
+                                                    ("resnet50", 12), ("efficientnet_b0", 9), ("convnext_tiny", 18), ("convnext_tiny_attention", 18)])
 def test_residual_blocks_are_all_but_those_that_change_size_or_channels(backbone, expected):
     """ResNet-18 has 8 blocks, of which 3 begin a stage; ResNet-50 16, of which 4 widen; EfficientNet-B0 16 in 7 stages; ConvNeXt-T 3 + 3 + 9 + 3."""
     body = network(backbone).body

@@ -67,7 +67,7 @@ def silent(net, number):
     return net
 
 
-@pytest.mark.parametrize("backbone", ["resnet16_half", "resnet18_half", "resnet50", "efficientnet_b0", "convnext_tiny_attention"])
+@pytest.mark.parametrize("backbone", ["resnet16_pool_first", "resnet18_half", "resnet50", "efficientnet_b0", "convnext_tiny_attention"])
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_network_with_blocks_asleep_is_one_whose_blocks_add_nothing(backbone, number):
     net, x = network(backbone=backbone), noise(2, 1, 64, 64)

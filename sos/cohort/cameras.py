@@ -141,10 +141,10 @@ class Light:
     def shine(self, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Grey values in [0, 1] under this light, in [0, 1] again."""
         noise = torch.randn(picture.shape, generator=generator, device=picture.device)
-        lit = picture.clamp_min(1e-4) ** self.gamma
-        return ((lit - 0.5) * self.gain + 0.5 + self.offset + self.noise * noise).clamp(0, 1)
+        lit = picture.clamp_min(1e-4).pow_(self.gamma).sub_(0.5).mul_(self.gain).add_(0.5 + self.offset)
+        return lit.addcmul_(noise, self.noise).clamp_(0, 1)
 
 
 def normalise(picture: torch.Tensor) -> torch.Tensor:
     """Grey values in [0, 1] to what networks see."""
-    return (picture - MEAN) / STD
+    return (picture - MEAN).div_(STD)

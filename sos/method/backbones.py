@@ -11,6 +11,8 @@ from torch import nn
 
 from ..errors import ConfigError, RunError
 
+OPEN = 0.5  # mean of a new stem's maxima of 3 × 3 places, in standard deviations of the places of its filter; on crops and whole images alike
+
 
 def make_body(name: str, output_stride: int, pretrained: bool = False) -> tuple[nn.Sequential, int]:
     """The backbone `name` for (b, 1, h, w), and the channels of its last map.
@@ -89,16 +91,23 @@ class ConvAttention(nn.Module):
         return self.place_gate(features) * features
 
 
-def _half_resnet(*blocks: int):
+def _half_resnet(*blocks: int, pool_first: bool = False):
     """ResNet of basic blocks with half of ResNet-18's channels, stem included: its maps are the largest, and so the dearest in a small network.
 
     blocks: in each of the four stages. (2, 2, 2, 2) is ResNet-18. At output stride 16 its last stage alone takes more than half of all
     operations; (2, 2, 2, 1), sixteen layers, leaves out its second block and with it three tenths of them.
+    pool_first: the stem's pool comes before its norm and ReLU, which then have a quarter of the places to see: on large pictures these two, which
+    move bytes and compute little, would take a quarter of a training step. Both only rise with their input while the norm's weights are positive,
+    and a maximum may be taken before or after what rises: evaluated, it is the same function in either order. In training the norm's mean and
+    variance are those of the maxima; it begins with a bias of OPEN, so that as many of them pass the ReLU as where the pool comes last.
     """
     def body(pretrained):
         if pretrained:
-            raise ConfigError("resnet16_half and resnet18_half have no ImageNet weights; choose resnet18, or pretrained=false")
-        layers, channels = [nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)], 32
+            raise ConfigError("half ResNets have no ImageNet weights; choose resnet18, or pretrained=false")
+        layers, channels = [nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)], 32
+        layers.insert(1 if pool_first else 3, nn.MaxPool2d(3, 2, 1))
+        if pool_first:
+            nn.init.constant_(layers[2].bias, OPEN)
         for wide, count in zip((32, 64, 128, 256), blocks, strict=True):
             first = Block(channels, wide, wide // channels)  # whose stride is the factor by which channels grow
             layers.append(nn.Sequential(first, *(Block(wide, wide, 1) for _ in range(count - 1))))
@@ -142,6 +151,7 @@ def _attentive(make):
 
 _BODIES = {
     "resnet16_half": _half_resnet(2, 2, 2, 1),
+    "resnet16_pool_first": _half_resnet(2, 2, 2, 1, pool_first=True),
     "resnet18_half": _half_resnet(2, 2, 2, 2),
     "resnet18": _resnet("resnet18"),
     "resnet50": _resnet("resnet50"),

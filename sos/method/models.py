@@ -75,12 +75,17 @@ class StagingNet(nn.Module):
 
 def fold_norms(net: nn.Module) -> nn.Module:
     """`net`, in eval mode and never to be trained again, with each batch norm that follows a convolution made part of that: the same function of
-    the picture, in fewer steps."""
+    the picture, in fewer steps. A maximum between the two may as well be taken behind the norm where that rises in every channel."""
     for module in net.modules():
         parts = list(module.named_children())
-        for (before, conv), (name, norm) in zip(parts, parts[1:]):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+        for place, (name, norm) in enumerate(parts):
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            before = parts[:place]
+            if before and isinstance(before[-1][1], nn.MaxPool2d) and (norm.weight >= 0).all():
+                before = before[:-1]
+            if before and isinstance(before[-1][1], nn.Conv2d):
+                setattr(module, before[-1][0], fuse_conv_bn_eval(before[-1][1], norm))
                 setattr(module, name, nn.Identity())
     return net
 

@@ -12,8 +12,8 @@ from .training import Study
 
 # what a pixel costs against one of resnet18: its operations on a graphics card, or its bytes where those take longer, as counted by
 # tests/benchmarks/bench_floor.py; and at stride 32 against one at 16
-PIXEL = {"resnet16_half": 0.16, "resnet18_half": 0.25, "resnet18": 1.0, "resnet50": 2.1, "efficientnet_b0": 1.0, "convnext_tiny": 2.3,
-         "convnext_tiny_attention": 2.3}
+PIXEL = {"resnet16_half": 0.16, "resnet16_pool_first": 0.16, "resnet18_half": 0.25, "resnet18": 1.0, "resnet50": 2.1, "efficientnet_b0": 1.0,
+         "convnext_tiny": 2.3, "convnext_tiny_attention": 2.3}
 COARSE = 0.6
 
 
