@@ -307,7 +307,7 @@ class Profile:
         together = self.teacher.epochs + zoom.epochs  # a two-look student begins where its teacher ended
         configs = {
             PLAIN: self.baseline,
-            # more operations than its rival's teacher and its rival take together: is it only the time that is missing?
+            # more operations than teacher and student take together: is it only time that the plain network lacks?
             PLAIN_LONGER: self.baseline.with_(epochs=2 * self.baseline.epochs),
             CROP_TEACHER: self.teacher,
             TEACHER_LONGER: self.teacher.with_(epochs=together),  # is it only the further training that helps its student?
@@ -364,8 +364,8 @@ PROFILES = {
                  zoom=dict(epochs=6, frame_px=384, glance_px=96),
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
         # the paper's number of patients, whole images of 448 px and crops of 224, on one GPU: every ablation with five seeds; networks and steps are
-        # few enough for the plan's minutes. Tried on other virtual patients, one seed of each main run, with 30 epochs on whole images. For its
-        # gradient a student keeps 0.4 GiB of activations
+        # few enough for the plan's minutes. Tried on other virtual patients, one seed of each main run, with 30 epochs on whole images and
+        # resnet16_half, whose stem takes longer on pictures so large. For its gradient a student keeps 0.4 GiB of activations
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),
                  network_seeds=(0, 1, 2, 3, 4), native_px=1024, at_once=6, run_gib=3.0, competitors_trained=EVERY_COMPETITOR, progressive=0.5,
                  varied=dict(temperature=(1.0, 2.0, 8.0), weights=(0.1, 1.0, 10.0), attn_distance=ATTENTION_DISTANCES, evidence=EVIDENCES,
@@ -388,7 +388,7 @@ PROFILES["networks"] = replace(PROFILES["paper"], name="networks", seeds=(0, 1, 
                                without_labels=False, competitors_trained=(PIPELINE,), progressive=0.0, varied={},
                                backbones=("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny"), teacher_backbones=("convnext_tiny_attention",))
 
-# quick with five seeds: the largest study that two cores can do in an hour; its ablations are those of quick
+# quick with five seeds: what two cores can do in one hour or two; its ablations are those of quick
 PROFILES["quick5"] = replace(PROFILES["quick"], name="quick5", seeds=(0, 1, 2, 3, 4),
                              competitors_trained=(PIPELINE, PLAIN_LONGER, TEACHER_LONGER, TWICE_SCRATCH))
 

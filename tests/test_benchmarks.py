@@ -138,6 +138,11 @@ def test_training_has_its_rows_on_tiny_sizes(run):
     assert all("resnet16_half, 96 and 64 px, 8 at once" in row.note for row in rows)
 
 
+def test_the_stem_has_its_row_on_tiny_sizes(run):
+    (row,) = speed.stem(run)
+    assert row.value > 0 and "96 and 64 px, 8 at once" in row.note
+
+
 def test_help_names_the_time_of_its_imports():
     assert 0.01 < start.help_imports() < 30
 

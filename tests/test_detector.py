@@ -13,7 +13,7 @@ from test_training import assert_same_result, tiny
 
 from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import camera, normalise, still_scene
-from sos.config import CROP_TEACHER, DISTILLED, LOGIT_ONLY, PIPELINE, PLAIN, PROFILES, TWICE, RunConfig, get_profile
+from sos.config import CROP_TEACHER, DISTILLED, LOGIT_ONLY, PIPELINE, PLAIN, PLAIN_LONGER, PROFILES, TWICE, RunConfig, get_profile
 from sos.errors import ConfigError, OutOfTime, RunError
 from sos.method.models import build
 from sos.predict import load_stager
@@ -298,6 +298,9 @@ def test_competitors_hold_the_main_runs_and_each_trained_one_is_planned_with_its
     assert (hinton.evidence, hinton.w_attn) == ("none", 0)
     assert hinton.with_(evidence=profile.student.evidence, w_attn=profile.student.w_attn) == rows[DISTILLED][0]
     jobs = {job.config: job for job in grid.plan(profile)}
+    longer = rows[PLAIN_LONGER][0]
+    assert longer.with_(epochs=profile.baseline.epochs) == rows[PLAIN][0]
+    assert grid.work(longer) > grid.work(rows[CROP_TEACHER][0]) + grid.work(rows[DISTILLED][0])
     assert PIPELINE in profile.competitors_trained
     for name in profile.competitors_trained:
         assert all(jobs[config].keep_weights for config in rows[name])

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import ConfigError, RunError
 
-OPEN = 0.5  # mean of a new stem's maxima of 3 × 3 places, in standard deviations of the places of its filter; on crops and whole images alike
+OPEN = 0.5  # about the mean of a new stem's maxima of 3 × 3 places, in standard deviations of the places of its filter; on crops and whole images alike
 
 
 def make_body(name: str, output_stride: int, pretrained: bool = False) -> tuple[nn.Sequential, int]:
@@ -96,10 +96,10 @@ def _half_resnet(*blocks: int, pool_first: bool = False):
 
     blocks: in each of the four stages. (2, 2, 2, 2) is ResNet-18. At output stride 16 its last stage alone takes more than half of all
     operations; (2, 2, 2, 1), sixteen layers, leaves out its second block and with it three tenths of them.
-    pool_first: the stem's pool comes before its norm and ReLU, which then have a quarter of the places to see: on large pictures these two, which
-    move bytes and compute little, would take a quarter of a training step. Both only rise with their input while the norm's weights are positive,
-    and a maximum may be taken before or after what rises: evaluated, it is the same function in either order. In training the norm's mean and
-    variance are those of the maxima; it begins with a bias of OPEN, so that as many of them pass the ReLU as where the pool comes last.
+    pool_first: the stem's pool comes before its norm and ReLU, which then have a quarter of the places to see. These two move many bytes and compute
+    little, the more the larger the picture; `bench_speed.py --large` measures what it saves. Both only rise with their input while the norm's weights
+    are positive, and a maximum may be taken before or after what rises: evaluated, it is the same function in either order. In training the norm's
+    mean and variance are those of the maxima; it begins with a bias of OPEN, so that as many of them pass the ReLU as where the pool comes last.
     """
     def body(pretrained):
         if pretrained:

@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_speed.py [--patients 64] [--rounds 25] [--large]
 
 Rows: time of making a batch over that of the training step it feeds; training from the real loader against the same steps on one batch again and
-again; a distillation step over a plain step of the same student; throughput of `sos predict` over that of bare decoding by pydicom plus the bare
-forward pass of as many images at once. Parts take turns in every round, medians are compared. `--large` adds the networks and pictures of the
-profile paper (minutes on two cores). All else should be idle.
+again; a distillation step over a plain step of the same student; that step with the pool of the stem before its norm over one with the pool behind
+it; throughput of `sos predict` over that of bare decoding by pydicom plus the bare forward pass of as many images at once. Parts take turns in every
+round, medians are compared. `--large` adds the networks and pictures of the profile paper (minutes on two cores). All else should be idle.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 import torch
 from measure import Bench, Goal, Ratio, bench, in_turns
-from work import TrainingStep
+from work import TrainingStep, synthetic_batch
 
 from sos.cohort.batches import ViewLoader
 from sos.cohort.views import open_store
@@ -68,6 +68,22 @@ def training(run: Bench) -> list[Ratio]:
             TEACHING.got(took["taught"] / took["plain"], f"{an_image['taught']} over {an_image['plain']} {size}", run.device)]
 
 
+def stem(run: Bench) -> list[Ratio]:
+    """The row on a distillation step of the profile's student and teacher with the pool of their stems before the norm."""
+    known = get_profile(run.profile)
+    config, teacher = known.run("student"), known.run("teacher")
+    if run.device == "cpu":
+        config = config.with_(batch_size=min(config.batch_size, LARGEST))
+    batch = synthetic_batch(config, teacher.window_px, config.batch_size, run.device)
+    first, last = (TrainingStep(config.with_(backbone=name), teacher.with_(backbone=name), run.device)
+                   for name in ("resnet16_pool_first", "resnet16_half"))
+    took = in_turns(run.rounds, run.wait, first=lambda: first(batch), last=lambda: last(batch))
+    an_image = {name: f"{1e3 * seconds / config.batch_size:.2f}" for name, seconds in took.items()}
+    return [Ratio("distillation step: pool of the stem before its norm over behind it", took["first"] / took["last"],
+                  note=f"{an_image['first']} over {an_image['last']} ms an image; {config.frame_px} and {teacher.window_px} px, "
+                       f"{config.batch_size} at once, {'bf16' if first.net.bf16 else 'fp32'}, {torch.get_num_threads()} threads")]
+
+
 def prediction(run: Bench) -> list[Ratio]:
     """`sos predict` on SLICES DICOM files: those of the cohort, again and again."""
     stager, own = load_stager("released"), [file for file in run.files if file.suffix == ".dcm"]
@@ -104,9 +120,10 @@ def main() -> None:
     keep_freed_memory()
     print(", ".join(f"{name} {value}" for name, value in machine_record("cpu").items()))
     with bench(args.patients, args.rounds) as run:
-        rows = training(run)
+        rows = training(run) + stem(run)
         if args.large:
-            rows += training(replace(run, profile="paper", rounds=max(3, args.rounds // 5)))
+            large = replace(run, profile="paper", rounds=max(3, args.rounds // 5))
+            rows += training(large) + stem(large)
         rows += prediction(run)
     for row in rows:
         print(f"{row.what}: {row.value:.2f} ({row.note})")
