@@ -190,7 +190,7 @@ class Profile:
     zoom: RunConfig  # a student that looks twice
     detector: RunConfig
     at_once: int = 0  # runs trained side by side, on one GPU or on the cores, and then notebooks executed; 0: runs are trained in these, one by one
-    run_gib: float = 2.0  # memory of a GPU that its largest run may take, CUDA's own included: no more go side by side than there is room for
+    run_gib: float = 2.0  # memory of a GPU that its largest run may take, CUDA's own and pixels included: no more go side by side than there is room for
     competitors_trained: tuple[str, ...] = ()  # those of `competitors` that this profile makes, beside the main runs; others: not yet run
     latency_images: int = 40  # on which the time from pixels to stage is measured, one at a time
     scheme: str = "bassed5"

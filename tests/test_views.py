@@ -14,7 +14,7 @@ from PIL import Image
 from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import Light, Scene, camera, normalise, random_scene, reduce_to, square_window, still_scene
 from sos.cohort.manifest import BOX, read_manifest
-from sos.cohort.views import PixelStore, open_store
+from sos.cohort.views import PixelStore, has_room, open_store
 from sos.config import RunConfig
 from sos.errors import CohortError
 from sos.images.reader import GreyImage, read_image
@@ -401,6 +401,27 @@ def test_a_store_holds_the_images_as_read(ahead, png_cohort, tmp_path, monkeypat
         assert store.boxes[i] == pytest.approx(np.array([20, 10, 60, 40]) * scale) and store.scale[i] == pytest.approx(scale)
     assert store.targets.tolist() == [0, 1, 2, 3, 4, 0] and np.isnan(store.spacing_mm).all()
     assert store.native(np.array([0])).shape[1:] == tuple(store.sizes[0])
+
+
+@pytest.mark.parametrize("role", ["teacher", "baseline", "student", "detector"])
+def test_batches_of_pixels_kept_on_a_device_are_those_of_the_mapped_array(role, monkeypatch):
+    monkeypatch.setattr("sos.cohort.views.TOGETHER", 3)
+    for training in (True, False):
+        mapped, asked = loaded(role, training=training, store=small_store()), []
+        with monkeypatch.context() as patch:  # the CPU stands in for a GPU
+            patch.setattr("sos.cohort.views.has_room", lambda device, size: asked.append((device.type, size)) or True)
+            kept = small_store()
+            first = loaded(role, training=training, store=kept)
+            kept.pixels[:] = 0  # from now on nothing is read from there
+            again = loaded(role, training=training, store=kept)
+        assert asked == [("cpu", kept.pixels.nbytes)]
+        assert len(mapped) == len(first) == len(again) and all(same(a, b) and same(a, c) for a, b, c in zip(mapped, first, again))
+
+
+def test_a_gpu_keeps_the_pixels_of_a_cohort_that_takes_a_small_part_of_its_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 10**9))
+    gpu = torch.device("cuda")
+    assert has_room(gpu, 100) and not has_room(gpu, 101) and not has_room(torch.device("cpu"), 1)
 
 
 def test_a_store_is_decoded_once_and_again_where_a_file_has_changed(png_cohort, tmp_path, monkeypatch):

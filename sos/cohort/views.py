@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -21,6 +21,8 @@ from .cameras import Light, camera, frame_camera, normalise, random_scene, reduc
 from .manifest import BOX, Cohort
 
 AHEAD = 1024  # images that wait in the pool at most: each takes memory
+ROOM = 8  # a GPU keeps a cohort's pixels where they take no more of its free memory than this part: runs side by side each have their own
+TOGETHER = 64  # images copied to a GPU at once
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,33 @@ class PixelStore:
     targets: np.ndarray
     spacing_mm: np.ndarray
     digest: str
+    _kept: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # device → all pixels there, or None
 
     def native(self, rows) -> np.ndarray:
         """The (H, W) uint8 images in `rows`, cut to the largest of them: (b, H, W)."""
         height, width = self.sizes[rows].max(0)
         return self.pixels[rows, :height, :width]
+
+    def native_on(self, rows, device) -> torch.Tensor:
+        """The same, (b, 1, H, W) uint8 on `device`. A GPU with room for all pixels is given them once, and no batch after that waits for a copy."""
+        device, rows = torch.device(device), np.asarray(rows)
+        if device not in self._kept:
+            self._kept[device] = self._copy_to(device) if has_room(device, self.pixels.nbytes) else None
+        if self._kept[device] is None:
+            return torch.from_numpy(np.ascontiguousarray(self.native(rows))).to(device)[:, None]
+        height, width = self.sizes[rows].max(0)
+        return self._kept[device][:, None, :height, :width].index_select(0, torch.from_numpy(rows).to(device))
+
+    def _copy_to(self, device: torch.device) -> torch.Tensor:
+        there = torch.empty(self.pixels.shape, dtype=torch.uint8, device=device)
+        for first in range(0, len(there), TOGETHER):  # never all of them in the memory of the CPU
+            there[first:first + TOGETHER] = torch.from_numpy(np.array(self.pixels[first:first + TOGETHER]))
+        return there
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether `device` is a GPU that can keep `size` bytes of pixels beside what trains on it. A CPU has the array mapped already."""
+    return device.type == "cuda" and ROOM * size <= torch.cuda.mem_get_info(device)[0]
 
 
 def open_store(cohort: Cohort, cache: Path, native_px: int) -> PixelStore:
@@ -120,7 +144,7 @@ class Views:
     def __call__(self, rows: np.ndarray, mirrored: bool = False):
         """The batch of the images in `rows`; outside of training as they are, or `mirrored`."""
         store, config = self.store, self.config
-        native = torch.from_numpy(np.ascontiguousarray(store.native(rows))).to(self.device)[:, None]
+        native = store.native_on(rows, self.device)
         sizes = torch.from_numpy(store.sizes[rows]).to(self.device)
         target = torch.from_numpy(store.targets[rows]).to(self.device)
         boxes = torch.from_numpy(store.boxes[rows]).to(self.device)

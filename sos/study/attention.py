@@ -31,7 +31,7 @@ def pictures(store: PixelStore, rows, config: RunConfig) -> torch.Tensor:
 def still_pictures(store: PixelStore, rows, size_px: int, window: torch.Tensor | None = None) -> torch.Tensor:
     """(n, size_px, size_px) grey values in [0, 1] of the whole images in `rows`, or of their `window` (n, 4), sampled once from the stored pixels."""
     rows = np.asarray(rows)
-    native = torch.from_numpy(np.ascontiguousarray(store.native(rows)))[:, None].float() / 255
+    native = store.native_on(rows, "cpu").float() / 255
     return camera(native, still_scene(torch.from_numpy(store.sizes[rows])), size_px, window)[:, 0]
 
 

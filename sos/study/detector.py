@@ -160,7 +160,7 @@ def stage_found(detector, teacher: StagingNet, window: RunConfig, store: PixelSt
     founds, logits, experts = [], [], []
     for i in range(0, len(rows), 2 * config.batch_size):
         batch = np.asarray(rows[i:i + 2 * config.batch_size])
-        native = torch.from_numpy(np.ascontiguousarray(store.native(batch))).to(device)[:, None].float()
+        native = store.native_on(batch, device).float()
         scene = still_scene(torch.from_numpy(store.sizes[batch]).to(device), mirrored)
         found = detector.find(normalise(frame_camera(native, scene, config) / 255))
         # a miss shows the teacher the middle of the frame, so that the batch stays whole; what it says there is thrown away
