@@ -1,0 +1,92 @@
+"""What can be known of a GPU without one. torch's *meta* device stands in: its tensors have shapes and no numbers, refuse to meet those of a CPU, and
+cannot say what they hold. What runs there makes all that it needs on its device, and never waits for an answer from it."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_views import small_store
+from torch import nn
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))  # where they find each other
+
+from benchmarks import work  # noqa: E402
+
+from sos.cohort.views import Views  # noqa: E402
+from sos.config import get_profile  # noqa: E402
+from sos.method.cam import explain  # noqa: E402
+from sos.study.grid import plan  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+META = "meta"
+KIND = ("role", "backbone", "output_stride", "looks", "aim_gradient", "cam_layer", "evidence", "attn_distance", "cam_target")
+
+
+def kinds():
+    """One run of each kind that `paper` and `networks` train, with its teacher's configuration."""
+    found = {}
+    for profile in map(get_profile, ("paper", "networks")):
+        for job in plan(profile):
+            config, teacher = job.config, profile.teacher_of(job.config) if job.needs else profile.run("teacher")
+            terms = (config.w_cls > 0, config.w_dist > 0, config.w_attn > 0, config.progressive > 0)
+            found.setdefault((*(getattr(config, name) for name in KIND), *terms), (config, teacher))
+    return list(found.values())
+
+
+def small(config):
+    """`config` without numbers on small pictures and without autocast, which the meta device does not know."""
+    return config.with_(precision="fp32", batch_size=4, window_px=64, frame_px=128 if config.looks == 2 else 96, glance_px=64)
+
+
+def said(pair):
+    config, _ = pair
+    return f"{config.backbone} {config.role} {config.looks}"
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The meta device has neither autocast nor a generator of random numbers of its own."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    store = small_store()
+    monkeypatch.setattr(torch, "Generator", lambda device=None: None)
+    return store
+
+
+@pytest.mark.parametrize("pair", kinds(), ids=said)
+def test_a_training_step_needs_nothing_from_the_cpu_and_waits_for_nothing(pair, stand_in):
+    config, teacher = map(small, pair)
+    seen = Views(stand_in, config, training=True, device=META, window_px=teacher.window_px, window_scale=teacher.window_scale)(np.arange(4))
+    assert all(part.device.type == META for part in seen)
+    step = work.TrainingStep(config, teacher, device=META)
+    if config.role == "detector":  # torchvision's loss asks how many places see a joint
+        with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
+            step.backward(seen)
+        return
+    step.backward(seen)
+    gradients = [parameter.grad for parameter in step.net.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.device.type == META for gradient in gradients)
+    assert nn.utils.clip_grad_norm_(step.net.parameters(), 1.0).device.type == META
+    step.net.eval()
+    look, cam = explain(step.net, seen[0], layer=config.cam_layer)
+    assert look.logits.device.type == cam.device.type == META
+
+
+@pytest.mark.parametrize("room", [False, True])
+@pytest.mark.parametrize("role", ["teacher", "baseline", "student", "detector"])
+def test_still_batches_need_nothing_from_the_cpu_but_pixels(role, room, stand_in, monkeypatch):
+    monkeypatch.setattr("sos.cohort.views.has_room", lambda device, size: room)
+    config = small(get_profile("paper").run(role))
+    batch = Views(stand_in, config, training=False, device=META)(np.arange(4))
+    assert all(part.device.type == META and len(part) == 4 for part in batch)
+
+
+def test_the_stand_in_refuses_what_a_gpu_would_refuse_or_wait_for():
+    there = torch.zeros(3, device=META)
+    with pytest.raises(RuntimeError, match="not on the expected device"):
+        there + torch.zeros(3)
+    with pytest.raises(RuntimeError, match="cannot be called on meta"):
+        there.sum().item()
