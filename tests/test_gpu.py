@@ -38,7 +38,7 @@ def kinds():
 
 
 def small(config):
-    """`config` without numbers on small pictures and without autocast, which the meta device does not know."""
+    """`config` with small pictures, and in the one precision that the meta device knows."""
     return config.with_(precision="fp32", batch_size=4, window_px=64, frame_px=128 if config.looks == 2 else 96, glance_px=64)
 
 

@@ -405,7 +405,7 @@ def test_a_store_holds_the_images_as_read(ahead, png_cohort, tmp_path, monkeypat
 
 @pytest.mark.parametrize("role", ["teacher", "baseline", "student", "detector"])
 def test_batches_of_pixels_kept_on_a_device_are_those_of_the_mapped_array(role, monkeypatch):
-    monkeypatch.setattr("sos.cohort.views.TOGETHER", 3)
+    monkeypatch.setattr("sos.cohort.views.COPIED", 3)
     for training in (True, False):
         mapped, asked = loaded(role, training=training, store=small_store()), []
         with monkeypatch.context() as patch:  # the CPU stands in for a GPU

@@ -22,7 +22,7 @@ from .manifest import BOX, Cohort
 
 AHEAD = 1024  # images that wait in the pool at most: each takes memory
 ROOM = 8  # a GPU keeps a cohort's pixels where they take no more of its free memory than this part: runs side by side each have their own
-TOGETHER = 64  # images copied to a GPU at once
+COPIED = 64  # images copied to a GPU at once
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class PixelStore:
 
     def _copy_to(self, device: torch.device) -> torch.Tensor:
         there = torch.empty(self.pixels.shape, dtype=torch.uint8, device=device)
-        for first in range(0, len(there), TOGETHER):  # never all of them in the memory of the CPU
-            there[first:first + TOGETHER] = torch.from_numpy(np.array(self.pixels[first:first + TOGETHER]))
+        for first in range(0, len(there), COPIED):  # never all of them in the memory of the CPU
+            there[first:first + COPIED] = torch.from_numpy(np.array(self.pixels[first:first + COPIED]))
         return there
 
 
