@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare machine with Python 3.11 or 3.12 to all results: makes the environment if there is none, then runs what is missing or
+# From a bare Linux machine with Python 3.11 or 3.12 to all results: makes the environment if there is none, then runs what is missing or
 # stale.
 set -euo pipefail
 
@@ -32,6 +32,8 @@ args=()
 
 die() { echo "run_all: $*" >&2; exit 1; }
 
+[[ $OSTYPE == linux* ]] || die "this needs Linux; use a container, a virtual machine or, on Windows, WSL"
+
 while [ $# -gt 0 ]; do
   case $1 in
     --test) test=yes ;;
@@ -46,7 +48,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ $test = no ] || { needed="$needed $needed_by_tests"; [ ${#args[@]} -eq 0 ] || die "--test takes no other option"; }
+[ $test = no ] || { needed="$needed $needed_by_tests"; [ $site = no ] && [ ${#args[@]} -eq 0 ] || die "--test takes no other option"; }
 [ $site = no ] || { needed="$needed sphinx myst_nb sphinx_book_theme"; [ ${#args[@]} -eq 0 ] || die "--site takes no other option"; }
 
 # ---- the environment -----------------------------------------------------------------------------------------------
@@ -74,6 +76,7 @@ logged() {
   "$@" >>"$log" 2>&1 && return
   echo >&2
   tail -n 15 "$log" >&2
+  if [ -f "$unfinished" ]; then rm -rf "$venv"; rm "$unfinished"; fi  # half made; what is put there from now on is somebody else's
   die "the environment could not be made (above: the end of $log); mend the cause, then the same command goes on from here"
 }
 
@@ -82,6 +85,8 @@ make_environment() {
   free_gb=$(df -Pk "$here" | awk 'NR == 2 { print int($4 / 1048576) }')
   [ "$free_gb" -ge $free_gb_needed ] || die "only $free_gb GB free in $here; the environment needs $free_gb_needed GB"
   mkdir -p "$here/runs"
+  exec 9>"$here/runs/environment.lock"
+  ! command -v flock >/dev/null || flock -n 9 || die "the environment is being made by another call; wait for its end, then start again"
   : >"$log"
   for tool in micromamba mamba conda; do
     command -v $tool >/dev/null 2>&1 && { conda=$tool; break; }
@@ -111,6 +116,7 @@ make_environment() {
   usable "$venv/bin/python" || die "the environment in $venv is still not complete; delete it and start again"
   if [ -f "$unfinished" ]; then wanted >"$venv/made-from"; rm "$unfinished"; fi
   cd - >/dev/null
+  exec 9>&-
   echo "$((SECONDS - start)) s"
 }
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from . import __version__, config
-from .errors import OutOfTime, SOSError
+from .errors import ConfigError, OutOfTime, SOSError, said_of
 from .rows import json_line, tabled, whole_file
 from .stages import BASSED5, get_scheme
 
@@ -97,6 +97,10 @@ def shown_by(bar):
 
 def predict(args) -> int:
     """Stage images: any DICOM file, folder with a DICOM series, PNG or JPEG; one row an input, exit 1 if any failed."""
+    if args.out and Path(args.out).is_dir():
+        raise ConfigError(f"--out {args.out}: this is a folder; give the name of a file")
+    if args.out and not Path(args.out).parent.is_dir():
+        raise ConfigError(f"--out {args.out}: its folder is not there; make it first")
     with importing():
         from .cores import keep_freed_memory
         from .predict import predict_paths
@@ -311,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
     def study_options(sub):
         sub.add_argument("--profile", help=f"one of {', '.join(config.PROFILES)} (default: paper with a CUDA device, else quick)")
         sub.add_argument("--cohort", default="", metavar="MANIFEST", help="your own cohort in place of the virtual one")
-        sub.add_argument("--stop-after", type=float, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
+        sub.add_argument("--stop-after", type=config.minutes, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
 
     sub = command("train", train, "sos train student --profile quick --seed 1 --set w_attn=0.5 --set lr=1e-3")
     sub.add_argument("role", choices=(*config.MODELS, "detector"), help="teacher: expert's crop; baseline: full image; student: full image, distilled; "
@@ -366,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except OutOfTime as error:
-        print(error, file=sys.stderr)
+        print(str(error).splitlines()[-1].strip(), file=sys.stderr)  # before it fastai says in which callback
         return 0
     except SOSError as error:
         print(f"sos: {error}", file=sys.stderr)
@@ -375,9 +379,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # no space, no permission, a folder in place of a file
-        if error.filename is None:
-            raise
-        print(f"sos: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"sos: {said_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

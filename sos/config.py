@@ -52,6 +52,7 @@ def _check_types(config) -> None:
 
 
 _RANGES = (
+    (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
     (("epochs", "batch_size", "frame_px", "window_px", "glance_px"), lambda value: value >= 1, "at least 1"),
     (("lr", "temperature", "window_scale"), lambda value: 0 < value < math.inf, "above 0"),
     (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn", "w_aim"),
@@ -447,6 +448,14 @@ def source_digest(*paths: Path) -> str:
                 node.body = node.body[1:]
         state.update(f"{file.name} {ast.dump(tree)}\n".encode())
     return state.hexdigest()
+
+
+def minutes(text: str) -> float:
+    """The value of `--stop-after`. Raises ValueError for one that is no time."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def parse_overrides(pairs: list[str]) -> dict:

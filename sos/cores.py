@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Thread
 
 from threadpoolctl import threadpool_limits
 
@@ -25,8 +26,19 @@ def spread(items: int, workers: int | None = None) -> Iterator[Callable]:
         with ThreadPoolExecutor(workers) as pool, threadpool_limits(1):  # decoders and numpy let go of the interpreter's lock
             yield pool.map
     else:
-        with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with _one_thread_each(), processes(workers) as pool:
             yield partial(pool.map, chunksize=8)
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """A pool of fresh interpreters that end with this one, however it ends. Unlike a Pool it fails where a script lacks its
+    `if __name__ == "__main__":`, and does not hang."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextmanager

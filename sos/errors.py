@@ -5,6 +5,11 @@ class SOSError(Exception):
     """Anything a user can cause and mend. The command line prints it without a traceback and exits with 2."""
 
 
+def said_of(error: OSError) -> str:
+    """What the system says of a file, a folder or a disk, in one line, with its name where it tells it."""
+    return ": ".join(str(part) for part in (error.filename, error.strerror or type(error).__name__) if part is not None)
+
+
 class ConfigError(SOSError):
     """A setting has an unknown name, a wrong type or an impossible value."""
 

@@ -124,7 +124,7 @@ def text_of(notebook: NotebookNode) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Bring the notebooks' exercises up to date, or write copies with the solutions, or the times of executed notebooks into the guide."""
     parser = argparse.ArgumentParser(prog="python -m sos.lessons", description=main.__doc__)
-    parser.add_argument("--notebooks", type=Path, default=config.home() / "notebooks", metavar="DIR")
+    parser.add_argument("--notebooks", type=Path, default=Path(__file__).resolve().parents[1] / "notebooks", metavar="DIR")
     parser.add_argument("--solutions", type=Path, metavar="DIR", help="write copies with the solutions there, and change no notebook")
     parser.add_argument("--times", metavar="PROFILE", help="write the times of this profile's executed notebooks into the instructor's guide instead")
     args = parser.parse_args(argv)
@@ -138,7 +138,10 @@ def main(argv: list[str] | None = None) -> int:
             write_whole(guide, TIMES.sub(lambda _: made, guide.read_text(encoding="utf-8")))
             print(guide)
             return 0
-        for path, source in pairs(args.notebooks):
+        found = pairs(args.notebooks)
+        if not found:
+            raise LessonError(f"{args.notebooks}: no notebook with exercises there; name the folder with --notebooks")
+        for path, source in found:
             notebook = with_exercises(nbformat.read(path, 4), source, solved=args.solutions is not None)
             target = (args.solutions or args.notebooks) / path.name
             target.parent.mkdir(parents=True, exist_ok=True)

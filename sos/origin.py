@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from highdicom._standard_utils import get_sop_class_iod_map
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
@@ -39,8 +40,10 @@ class Origin:
 
     @property
     def referable(self) -> bool:
-        """Whether the files can be referred to: all four UIDs that it takes are there and legal."""
-        return all(UID(str(header.get(name, ""))).is_valid and header.get(name) for header in self.headers for name in UIDS)
+        """Whether the files can be referred to: all four UIDs that it takes are there and legal, and highdicom knows the class."""
+        known = get_sop_class_iod_map()
+        return all(str(header.get("SOPClassUID", "")) in known and all(header.get(name) and UID(str(header[name].value)).is_valid for name in UIDS)
+                   for header in self.headers)
 
     def file_under(self, dataset: Dataset) -> None:
         """Give a derived object the patient and study of its source. The study's UID must be there already. Texts become UTF-8."""

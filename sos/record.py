@@ -30,7 +30,7 @@ def manifest_fingerprint(path: Path) -> str:
         raise CohortError(f"{path}: cannot read this manifest ({error}); save it as a CSV file in UTF-8") from None
     sizes = []
     for row in csv.DictReader(text.splitlines()):
-        image = path.parent / (row.get("image") or "")
+        image = path.parent / next(((name or "").strip() for column, name in row.items() if (column or "").strip() == "image"), "")
         if leads_out(image, path.parent):  # nothing is known of it, and a whole disk is not walked through
             sizes.append(-1)
         elif image.is_dir():

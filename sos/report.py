@@ -32,7 +32,8 @@ NOTICE = "RESEARCH USE ONLY, not for clinical decisions. Computed by software wi
 def write_dicom(folder: Path, name: str, path, image: GreyImage, cam: np.ndarray, answer: dict, stager) -> list[str]:
     """Write `<name>_capture.dcm` and `<name>_report.dcm`, each whole or not at all, with new UIDs; returns warnings.
 
-    answer, cam, stager: as in `pictures`. An input that is no DICOM, or whose source cannot be told, has a warning in place of them.
+    answer, cam, stager: as in `pictures`. An input that is no DICOM, or whose source cannot be told, has a warning in place of them; so has one
+    for which they cannot be built or saved.
     """
     if not image.record["format"].startswith("DICOM"):
         return ["no DICOM objects were written: the input is no DICOM file, so it belongs to no patient and study"]
@@ -48,12 +49,15 @@ def write_dicom(folder: Path, name: str, path, image: GreyImage, cam: np.ndarray
     if not origin.first.get("PatientID"):
         warnings.append("the header has no patient identifier; the DICOM objects have none either")
     if not origin.referable:
-        warnings.append("the header lacks UIDs, so the structured report refers to the secondary capture only")
-    shown, scale = secondary_capture(study, origin, image, cam, answer, stager)
-    report = structured_report(study, origin, shown, scale, answer, stager)
-    for kind, dataset in (("capture", shown), ("report", report)):
-        with whole_file(Path(folder) / f"{name}_{kind}.dcm", "wb") as file:
-            dataset.save_as(file, enforce_file_format=True)
+        warnings.append("the header lacks UIDs, or names a class that is not known, so the structured report refers to the secondary capture only")
+    try:
+        shown, scale = secondary_capture(study, origin, image, cam, answer, stager)
+        report = structured_report(study, origin, shown, scale, answer, stager)
+        with whole_file(Path(folder) / f"{name}_capture.dcm", "wb") as one, whole_file(Path(folder) / f"{name}_report.dcm", "wb") as other:
+            shown.save_as(one, enforce_file_format=True)
+            report.save_as(other, enforce_file_format=True)
+    except Exception as error:  # of whatever kind: its text may quote the header, and the other inputs wait
+        return [f"no DICOM objects were written ({type(error).__name__})"]
     return warnings
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import config
-from .errors import CohortError, ConfigError, OutOfTime, RunError, SOSError
+from .errors import CohortError, ConfigError, OutOfTime, RunError, SOSError, said_of
 from .files import show_in_readme, write_whole
 from .notebook import Apart, StepFailed, Stopped, code_cells, notebook_fingerprint
 from .record import Record, manifest_fingerprint, only_one
@@ -175,8 +175,11 @@ class Road:
                 if step.name in ("cohort", "runs"):
                     self.carry_out(step, record, deadline)
             self.execute_notebooks([step for step in todo if step.name in self.notebooks], record, deadline)
-            if todo[-1].name == "publish" and record.finished(self.notebooks):
-                self.carry_out(todo[-1], record, deadline)
+            if todo[-1].name == "publish":
+                if record.finished(self.notebooks):
+                    self.carry_out(todo[-1], record, deadline)
+                elif only == "publish":
+                    raise ConfigError("nothing is published before all notebooks have ended; leave out --only")
             if not self.own and not only and set(record.steps) >= set(self.steps):
                 show_in_readme(f"times:{self.profile.name}", self.times(record))
 
@@ -310,11 +313,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cohort", default="", metavar="MANIFEST", help="your own cohort in place of the virtual one")
     parser.add_argument("--only", metavar="NN", help="look at this step alone, for instance 04")
     parser.add_argument("--force", action="store_true", help="run also what is unchanged; finished trainings are still found")
-    parser.add_argument("--stop-after", type=float, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
+    parser.add_argument("--stop-after", type=config.minutes, metavar="MINUTES", help="end cleanly after this time; the same command goes on")
     parser.add_argument("--notebooks", metavar="DIR", help="default: those of the checkout")
     args = parser.parse_args(argv)
     start = time.time()
-    os.environ.setdefault("SOS_HOME", str(config.home().resolve()))
+    os.environ["SOS_HOME"] = str(config.home().resolve())  # kernels work in another folder
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     deadline = float("inf")
@@ -327,11 +330,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"profile {road.profile.name}, results in {short(road.root)}")
         road.walk(args.only, args.force, deadline)
     except Stopped:
-        print(f"stopped after {spoken(time.time() - start)}; the same command goes on from here")
+        print(f"stopped after {spoken(time.time() - start)}; the same command{' without --force' if args.force else ''} goes on from here")
         return 0
     except SOSError as error:
         print(f"sos: {error}", file=sys.stderr)
         return 1 if isinstance(error, StepFailed) else 2
+    except OSError as error:  # no space, no permission, a file in place of a folder
+        print(f"sos: {said_of(error)}; mend that, or set SOS_HOME to another folder", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

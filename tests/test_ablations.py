@@ -15,7 +15,7 @@ from sos.cohort.manifest import Cohort
 from sos.cohort.views import Views, jittered, training_rows
 from sos.config import PROFILES, TAUGHT_ROLES, RunConfig, get_profile
 from sos.stages import BASSED5
-from sos.study import ablation_figures, ablations, grid
+from sos.study import ablation_figures, ablations, grid, results
 from sos.study.fitting import fit
 from sos.study.results import Results
 from sos.study.runs import run_name
@@ -281,6 +281,20 @@ def test_a_table_names_the_seeds_of_its_own_rows(finished):  # noqa: F811
         assert any("chance in training" in note for note in table.notes)
     assert not any("chance in training" in note for note in ablations.networks(results).notes)
     assert "mean of 3 seeds" in ablations.networks(results).notes[0] and "mean of 2 seeds" in ablations.seeds(results).notes[0]
+
+
+def test_epochs_under_a_table_are_those_of_its_rows():
+    profile = get_profile("ablations")
+    said = {name: ablations._epochs({row: configs[0] for row, configs in varied.rows.items()}) for name, varied in profile.ablations().items()}
+    assert said["terms"] == "in every row: 12" and said["window_scale"] == "in every row: teacher 16, student 12"
+    assert said["two_looks"] == "in every row: 6, but labels alone, no teacher 22; one look 12"
+
+
+def test_a_finding_counts_the_other_networks_of_a_group_of_one_kind(study):  # noqa: F811
+    data = pd.DataFrame({"setting": ["a", "b"], "role": ["student", "baseline"], "accuracy_difference_p_holm": [0.5, 0.01],
+                         "accuracy_difference_value": [0.1, -0.4], "accuracy_difference_low": [0.0, -0.5], "accuracy_difference_high": [0.2, -0.3]})
+    said = {name: ablations.finding(results.Table(f"ablation_{name}", "", data, data)) for name in ("two_looks", "label_share")}
+    assert said["two_looks"].startswith("1 of 2 significant; b") and said["label_share"].startswith("not significant; a")
 
 
 def test_p_values_are_adjusted_within_the_group(taught_by_half):

@@ -24,7 +24,7 @@ def said(path, *lines):
 def test_each_readers_last_stage_counts_and_a_blind_reading_more(tmp_path):
     reviews = said(tmp_path / "r.csv", ("AB", "p0", "stage", 2), ("AB", "p0", "stage", 3), ("AB", "p1", "reading", 4), ("AB", "p1", "stage", 2),
                    ("CD", "p0", "reading", 1), ("CD", "p2", "box", (1, 2, 3, 4)))
-    got = readings(table(), reviews)
+    got = readings(table(), reviews, BASSED5)
     assert list(got) == ["AB", "CD", "manifest"] and got.loc[0].tolist() == [3, 1, 1] and got.loc[1, "AB"] == 4
     assert got["CD"].notna().sum() == 1 and got.loc[2:, "AB"].isna().all()
 
@@ -63,6 +63,17 @@ def test_fleiss_kappa_by_hand(tmp_path):
     got = fleiss_kappa(table(), reviews, BASSED5)  # pairs that agree: 1, 1/3, 1, 1/3; both stages are given six times of twelve
     assert (got["readers"], got["images"]) == (3, 4) and got["kappa"] == pytest.approx((2 / 3 - 1 / 2) / (1 - 1 / 2))
     assert np.isnan(fleiss_kappa(table(), reviews[reviews["who"] != "C"], BASSED5)["kappa"])
+
+
+def test_a_stage_outside_the_scheme_is_named_with_its_line_and_not_counted_as_another(tmp_path):
+    reviews = said(tmp_path / "r.csv", ("AB", "p0", "reading", 2), ("AB", "p1", "reading", 7), ("CD", "p1", "box", (1, 2, 3, 4)))
+    for measure in (agreement, fleiss_kappa):
+        with pytest.raises(CohortError, match="r.csv, line 3: AB's stage 7 is not in the scheme 'bassed5'"):
+            measure(table(), reviews, BASSED5)
+        with pytest.raises(CohortError, match="the manifest's stage 4 of 3.png is not in the scheme 'franklin4'"):
+            measure(table(), reviews, FRANKLIN4)
+    reviews = said(tmp_path / "r.csv", ("AB", "p1", "reading", 3))  # corrected
+    assert readings(table(), reviews, BASSED5)["AB"].dropna().tolist() == [2, 3]
 
 
 def test_no_reader_may_be_called_as_the_manifest(tmp_path):

@@ -1,13 +1,15 @@
 """The audit of a sound cohort is empty; each fault planted in one is told once, in its row, and nothing identifying with it."""
 
 import json
+import logging
+import struct
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -357,3 +359,52 @@ def test_a_line_that_is_no_review_makes_the_cohort_unusable_and_is_named(tmp_pat
     report = run(tmp_path, write_cohort(tmp_path))
     assert report.exit_code == 2 and [(finding.file, finding.kind) for finding in report.findings] == [("reviews.csv", "reviews")]
     assert report.findings[0].what == "line 3: 'yesterday' is no time" and report.findings[0].advice == "write it as 2025-01-31T12:00:00+00:00"
+
+
+# ---- metadata of other formats --------------------------------------------------------------------------------------
+
+
+def write_screenshots(root: Path) -> list[list]:
+    """A PNG, a JPEG and a TIFF that hold SECRET in each field of text that they can, and an image without any; the rows of their manifest."""
+    rows, images = write_cohort(root), [Image.fromarray((pixels(i) // 12).astype(np.uint8)) for i in range(4)]
+    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    for name in ("Author", "PatientName", SECRET, "Software"):
+        texts.add_text(name, SECRET)
+    texts.add_text("Comment", " ")
+    texts.add_itxt("XML:com.adobe.xmp", SECRET)
+    images[0].save(root / "0.png", pnginfo=texts)
+    exif[0x010E], exif[0x013B], exif[0x9C9D] = SECRET, " ", SECRET.encode("utf-16le")
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + SECRET.encode()
+    images[1].save(root / "1.jpg", quality=95, comment=SECRET.encode(), exif=exif, xmp=SECRET.encode())
+    caption = b"\x1c\x02\x78" + struct.pack(">H", len(SECRET)) + SECRET.encode()
+    segment = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(caption)) + caption
+    content = (root / "1.jpg").read_bytes()
+    (root / "1.jpg").write_bytes(content[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
+    images[2].save(root / "2.tif", tiffinfo={tag: SECRET for tag in (270, 315, 316, 33432)} | {700: SECRET.encode()})
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0   "
+    images[3].save(root / "3.jpg", quality=95, exif=exif)
+    for row, name in zip(rows, ("0.png", "1.jpg", "2.tif", "3.jpg"), strict=True):
+        row[1] = name
+    return rows
+
+
+def test_texts_in_other_formats_are_named_and_never_quoted(tmp_path, caplog):
+    rows = write_screenshots(tmp_path)
+    with caplog.at_level(logging.DEBUG):
+        report = run(tmp_path, rows)
+        found = [audit_files.inspect(tmp_path, row[1]) for row in rows]
+    assert [facts.header.identifying for facts in found] == [
+        ["Author", "PatientName", "text of another name", "XML:com.adobe.xmp"],
+        ["JPEG comment", "XMP", "IPTC", "XPAuthor", "ImageDescription", "UserComment"],
+        ["ImageDescription", "Copyright", "HostComputer", "Artist", "XMP"], []]
+    assert [what for _, _, what in told(report)] == [f"identifying header fields: {', '.join(facts.header.identifying)}" for facts in found[:3]]
+    assert {finding.kind for finding in report.findings} == {"identifying header fields"}
+    assert "ROSALIND" not in report.to_json() + report.to_frame().to_csv() + caplog.text
+
+
+def test_screenshots_of_virtual_patients_hold_no_text(tiny_cohort):
+    paths = [path for path in sorted((tiny_cohort.parent / "images").iterdir()) if path.suffix != ".dcm"]
+    assert {path.suffix for path in paths} == {".png", ".jpg"}
+    for path in paths:
+        assert audit_files.inspect(path.parent, path.name).header.identifying == []

@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one-line errors, and output that other programs can read."""
 
 import csv
+import errno
 import gc
 import io
 import json
@@ -61,6 +62,8 @@ def test_version(capsys):
     (["train", "student", "--profile", "smoke", "--set", "lr=fast"], "not of type float"),
     (["train", "student", "--profile", "smoke", "--set", "lr"], "name=value"),
     (["train", "teacher", "--profile", "smoke", "--cohort", "nowhere.csv"], "nowhere.csv"),
+    (["train", "teacher", "--profile", "smoke", "--seed", "-1"], "seed"),
+    (["train", "teacher", "--profile", "smoke", "--seed", "9" * 24], "seed"),
     (["phantom", "x", "--patients", "0"], "patients"),
     (["phantom", "x", "--difficulty", "-1"], "difficulty"),
     (["phantom", "x", "--difficulty", "nan"], "difficulty"),
@@ -78,6 +81,15 @@ def test_errors_of_the_file_system_are_one_line_too(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert cli.main(["phantom", str(tmp_path / "file" / "cohort"), "--patients", "1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_though_the_system_names_no_file(monkeypatch, capsys):
+    def full(name):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(config, "get_profile", full)
+    assert cli.main(["config", "smoke"]) == 2
+    assert capsys.readouterr().err == "sos: No space left on device\n"
 
 
 @pytest.mark.parametrize(("raised", "status"), [(RunError("no such run"), 2), (KeyboardInterrupt(), 130), (OutOfTime("in time"), 0)])

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import stat
+import unicodedata
 import zipfile
 from datetime import date, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from sos import cli
 from sos.cohort import sheet as sheets
 from sos.cohort.collect import collect, value_maps
 from sos.cohort.locate import Folder
-from sos.cohort.manifest import BOX, REQUIRED, read_manifest
+from sos.cohort.manifest import BOX, REQUIRED, read_manifest, read_rows
 from sos.cohort.sheet import letter, read_sheet
 from sos.cohort.words import Unmapped
 from sos.errors import CohortError
@@ -328,7 +329,7 @@ def test_only_named_columns_are_carried_over_and_nothing_in_them_is_computed(sca
 
 
 @pytest.mark.parametrize(("text", "stage"), [("3", "3"), ("3.0", "3"), ("III", "3"), ("iv", "4"), ("Ⅲ", "3"), ("Stage 3", "3"),
-                                             ("SOS-Stadium V", "5"),
+                                             ("SOS-Stadium V", "5"), ("3,0", "3"), ("3,5", None),
                                              ("endocranial", "2"), ("VI", None), ("2.5", None), ("2-3", None), ("0.5", None), ("stage", None)])
 def test_stages_as_people_write_them(scans, tmp_path, text, stage):
     done = collect(scans, table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "a", text], ["p2", "b", "1"]))
@@ -340,6 +341,16 @@ def test_stages_that_count_from_zero_are_not_shifted_silently(scans, tmp_path):
     refused("stage 0 occurs (1 row)", "--values stage:0=1,1=2,2=3,3=4,4=5", call=lambda: collect(scans, sheet))
     done = collect(scans, sheet, values=value_maps(["stage:0=1,1=2,2=3,3=4,4=5"]))
     assert manifest(done)["stage"].tolist() == ["1", "5"] and "not among the words" in done.rejected[0][1]
+
+
+@pytest.mark.parametrize(("words", "texts", "stages"), [
+    ("+=1,++=2,+++=3", ["+", "++", "+++", "-"], ["1", "2", "3", None]), ("2-=1,2=2,2+=3", ["2+", "2", "2-"], ["3", "2", "1"]),
+    ("3=3,15=5", ["<3", "1.5", "3+", "3,0"], [None, None, None, "3"]), ("<3=2,>3=4", [">3", "<3", "3"], ["4", "2", None]),
+    ("Früh=1,spät=4", ["fruh", "SPÄT", "früh ", "spä t"], ["1", "4", "1", "4"]), ("A=1,a=2", ["a", "A", "ä"], ["2", "1", None])])
+def test_words_that_differ_by_signs_are_different_stages(scans, tmp_path, words, texts, stages):
+    sheet = table(tmp_path / "t.csv", ["id", "file", "stage"], *([f"p{i}", "abcd"[i], text] for i, text in enumerate(texts)))
+    done = manifest(collect(scans, sheet, values=value_maps([f"stage:{words}"])))
+    assert dict(zip(done["patient_id"], done["stage"], strict=True)) == {f"p{i}": stage for i, stage in enumerate(stages) if stage}
 
 
 @pytest.mark.parametrize(("words", "values", "sexes"), [
@@ -358,15 +369,16 @@ def test_m_for_mujer_is_not_taken_for_male(scans, tmp_path):
 
 @pytest.mark.parametrize(("text", "word"), [("sex:1=X", "sex is one of F, M"), ("stage:a=7", "stage is one of 1, 2, 3, 4, 5"),
                                             ("age:1=2", "stage, sex, split"),
-                                            ("sex", "COLUMN:OLD=NEW"), ("sex:1=M,1=F", "twice")])
+                                            ("sex", "COLUMN:OLD=NEW"), ("sex:1=M,1=F", "twice"), ("sex:1=M sex:2=F sex:1=F", "twice")])
 def test_a_map_of_words_that_leads_nowhere_is_refused(scans, tmp_path, text, word):
     sheet = table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "a", "2"])
-    refused(word, call=lambda: collect(scans, sheet, values=value_maps([text])))
+    refused(word, call=lambda: collect(scans, sheet, values=value_maps(text.split())))
 
 
 @pytest.mark.parametrize(("born", "seen", "age"), [("2010-01-31", "2020-01-31", "10.00"), ("31.01.2010", "31.07.2020", "10.50"),
                                                    ("01/31/2010", "02/01/2020", "10.00"), ("31/01/2010", "01/02/2020", "10.00"),
-                                                   ("20100131", "2020-01-31 12:00:00", "10.00"), ("31.01.10", "2020-01-31", None),
+                                                   ("20100131", "2020-01-31 12:00:00", "10.00"), ("2010-1-31", "2020/1/31", "10.00"),
+                                                   ("2010013", "2020-01-31", None), ("31.01.10", "2020-01-31", None),
                                                    ("2010-02-31", "2020-01-31", None), ("2020-01-31", "2010-01-31", None)])
 def test_an_age_from_two_dates_and_neither_date_anywhere(scans, tmp_path, capsys, born, seen, age):
     sheet = table(tmp_path / "t.csv", ["id", "file", "stage", "DOB", "Scan date"], ["p1", "a", "2", born, seen], ["p2", "b", "2", "", "2020-01-01"])
@@ -526,6 +538,46 @@ def test_a_tidy_copy_has_neutral_names_and_each_series_in_a_folder(slices, tmp_p
     refused("not empty", call=lambda: collect(root, sheet, tmp_path / "m.csv", into=tmp_path / "tidy"))
 
 
+def test_a_key_that_cannot_be_written_is_told_before_anything_is(slices, tmp_path):
+    root, sheet = slices
+    for key, words in ((tmp_path / "no" / "key.csv", "no such folder; make it first"), (root / "manifest.csv", "a file of its own"),
+                       (root / "manifest.rejected.csv", "a file of its own"), (sheet, "a file of its own")):
+        refused(str(key.parent), words, call=lambda key=key: collect(root, sheet, pseudonyms=True, key=key))
+    into = tmp_path / "tidy"
+    refused("keep it elsewhere", call=lambda: collect(root, sheet, into=into, pseudonyms=True, key=into / "key.csv"))
+    assert not list(root.glob("*.csv")) and not into.exists()
+
+
+def test_no_pseudonym_is_written_before_its_key(slices, tmp_path, monkeypatch):
+    root, sheet = slices
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sos.cohort.collect._csv", full)
+    with pytest.raises(OSError, match="No space left"):
+        collect(root, sheet, into=tmp_path / "tidy", pseudonyms=True, key=tmp_path / "key.csv")
+    assert not (tmp_path / "tidy").exists() and not (tmp_path / "key.csv").exists()
+    monkeypatch.undo()
+    assert collect(root, sheet, into=tmp_path / "tidy", pseudonyms=True, key=tmp_path / "key.csv").rows == 3  # the next try is free
+
+
+def test_identifiers_that_may_be_one_persons_are_told_by_their_rows(scans, tmp_path):
+    sheet = table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "a", "2"], ["P 01", "b", "2"], ["p10", "c", "2"], ["p100", "d", "2"])
+    told = "\n".join(collect(scans, sheet, pseudonyms=True).notes)
+    assert "differ only in case, spaces or leading zeros (rows 2 and 3); where they are one" in told and "P 01" not in told
+
+
+def test_names_of_files_with_accents_as_macos_writes_them_are_found(tmp_path):
+    for name in ("Müller.png", "Größe_Ärger-7.png", "Özil/any.png"):
+        picture(tmp_path / "scans" / unicodedata.normalize("NFD", name), len(name))
+    cells = table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "Müller.png", "2"], ["p2", "größe_ärger-7", "2"])
+    assert len(manifest(collect(tmp_path / "scans", cells))) == 2
+    ids = table(tmp_path / "u.csv", ["id", "stage"], ["Müller", "2"], ["ärger", "2"], [unicodedata.normalize("NFD", "Özil"), "2"])
+    done = collect(tmp_path / "scans", ids, force=True)
+    assert manifest(done)["patient_id"].tolist() == ["Müller", "ärger", "Özil"]
+
+
 def test_copies_are_made_where_links_cannot_be(scans, tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(18, "Invalid cross-device link")
@@ -562,6 +614,14 @@ def test_a_file_named_as_a_formula_is_written_as_a_path(tmp_path):
     picture(tmp_path / "scans" / "=1+1.png")
     done = collect(tmp_path / "scans", table(tmp_path / "t.csv", ["id", "file", "stage"], ["p1", "=1+1", "2"]))
     assert manifest(done)["image"].tolist() == ["./=1+1.png"] and (done.manifest.parent / "./=1+1.png").is_file()
+
+
+def test_files_named_with_spaces_round_them_are_read_back_or_told(tmp_path):
+    picture(tmp_path / "scans" / " p1.png")
+    picture(tmp_path / "scans" / "q.png").rename(tmp_path / "scans" / "p2 ")
+    done = collect(tmp_path / "scans", table(tmp_path / "t.csv", ["id", "stage"], ["p1", "2"], ["p2", "2"]))
+    assert read_rows(done.manifest)["image"].tolist() == ["./ p1.png"]
+    assert done.rejected == [(3, "the name of its file ends with a space; rename it, or use --into")]
 
 
 def test_two_volumes_of_equal_size_in_one_folder_are_not_guessed_between(tmp_path):

@@ -1,7 +1,10 @@
 """Work is spread over threads or processes, in order, and what goes wrong in one of them is told here."""
 
 import os
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -34,3 +37,30 @@ def test_few_things_are_done_in_threads_here_and_many_in_two_processes():
     assert len(processes) <= 2 and os.getpid() not in processes
     with spread(MANY, 1) as each:  # one at a time needs no process
         assert len(set(each(where, range(MANY)))) == 1
+
+
+WORK = """
+import os, sys, time
+from sos.cores import processes
+if __name__ == "__main__":
+    with processes(2) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600)
+        time.sleep(600)
+"""
+
+
+def test_no_process_of_a_pool_outlives_the_one_that_is_killed(tmp_path):
+    (tmp_path / "work.py").write_text(WORK)
+    running = subprocess.Popen([sys.executable, str(tmp_path / "work.py")], stdout=subprocess.PIPE, text=True)
+    child = int(running.stdout.readline())
+    os.kill(child, 0)
+    running.kill()
+    running.wait()
+    for _ in range(300):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("it lives on")

@@ -36,11 +36,26 @@ def test_stage_table_adds_up(cohort):
     assert (stages[counts].sum() == table.loc["all", counts]).all()
     assert table.loc["all", "all"] == len(cohort.table) == table.loc["all", ["train", "valid", "test"]].sum()
     ages = cohort.table["age_y"]
-    assert table.loc["all", "age_y mean ± SD"] == f"{ages.mean():.1f} ± {ages.std(ddof=0):.1f}"
+    assert table.loc["all", "age_y mean ± SD"] == f"{ages.mean():.1f} ± {ages.std():.1f}"
 
 
 def test_stage_table_lives_with_unknown_ages(cohort):
     assert describe.stage_table(changed(cohort, age_y=np.nan)).loc["all", "age_y mean ± SD"] == "unknown"
+
+
+def test_shares_of_female_patients_are_of_those_whose_sex_is_known(cohort):
+    table = cohort.table.copy()
+    train = table.index[table["split"] == "train"]
+    table.loc[train, "sex"] = ["F", *["M"] * (len(train) - 1)]
+    table.loc[train[2:], "sex"] = ""
+    assert describe.split_table(replace(cohort, table=table)).loc["train", "F %"] == 50
+
+
+def test_ages_of_one_image_have_no_standard_deviation(cohort):
+    table = cohort.table.copy()
+    table.loc[table.index[1:], "age_y"] = np.nan
+    shown = describe.stage_table(replace(cohort, table=table))["age_y mean ± SD"]
+    assert shown["all"] == f"{table['age_y'].iloc[0]:.1f}"
 
 
 def test_split_table_tells_a_leak(cohort):

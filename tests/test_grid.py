@@ -456,6 +456,8 @@ def test_slurm_jobs_make_a_run(tiny_cohort, tmp_path, monkeypatch, capfd):
     (["--slurm", "queue=gpu"], "cores and memory"),
     (["--slurm", "cores=8", "memory=1GB", "quue=gpu"], "quue"),
     (["--slurm", "cores=8", "memory=1GB", "processes=2", "--runs-per-gpu", "2"], "one process"),
+    (["--slurm", "cores=8", "memory=1GB", "processes=0"], "processes=0"),
+    (["--slurm", "cores=8", "memory=1GB", "walltime=01:00:00"], "start this on a login node"),
     (["--workers", "0"], "--workers 0 must be at least 1"),
     (["--scheduler", "tcp://127.0.0.1:9"], "start one with `dask scheduler`"),
     (["--scheduler", "nonsense://x"], "start one with `dask scheduler`"),

@@ -193,6 +193,16 @@ def test_modality_lut_replaces_rescale(tmp_path):
     np.testing.assert_allclose(read_image(save(data, tmp_path / "lut")).pixels, expected(picture(8) ** 2)[0], atol=2e-6)
 
 
+def test_monochrome1_is_turned_round_after_a_short_table(tmp_path):
+    """The complement within 12 bits lay beyond a table of 8 bits, and all became one grey."""
+    data = ct(picture(8).astype(np.uint16), bits=12, PhotometricInterpretation="MONOCHROME1")
+    lut = Dataset()
+    lut.LUTDescriptor, lut.ModalityLUTType = [256, 0, 16], "US"
+    lut.add_new("LUTData", "OW", (np.arange(256) ** 2).astype("<u2").tobytes())
+    data.ModalityLUTSequence = [lut]
+    np.testing.assert_allclose(read_image(save(data, tmp_path / "lut")).pixels, expected(-(picture(8) ** 2))[0], atol=2e-6)
+
+
 @pytest.mark.parametrize("value, limit, dtype, stored",
                          [(0, None, np.uint16, 0), (63536, None, np.int16, -2000), (0, 2, np.uint16, 1)])
 def test_padding_becomes_black_and_shifts_no_percentile(tmp_path, value, limit, dtype, stored):
@@ -208,6 +218,9 @@ def test_padding_becomes_black_and_shifts_no_percentile(tmp_path, value, limit, 
     assert np.isnan(read_dicom(tmp_path / "padded").values[:, :20]).all()
 
 
+LYING = "the head does not stand upright by its orientation; export it with the crown up"
+
+
 @pytest.mark.parametrize("attributes, spacing, warning", [
     (dict(PixelSpacing=[0.2, 0.4]), 0.3, "pixels are not square (0.2 × 0.4 mm)"),
     (dict(PixelSpacing=None, ImagerPixelSpacing=[0.25, 0.25]), 0.25,
@@ -218,11 +231,37 @@ def test_padding_becomes_black_and_shifts_no_percentile(tmp_path, value, limit, 
     (dict(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]), 0.3,
      "the slice is not sagittal by its orientation; give a mid-sagittal slice or a "
                                                            "whole volume"),
+    (dict(ImageOrientationPatient=[0, -1, 0, 0, 0, 1]), 0.3, LYING),
+    (dict(ImageOrientationPatient=[0, 1, 0, 0, 0, 1]), 0.3, LYING),
+    (dict(ImageOrientationPatient=[0, 0, -1, 0, 1, 0]), 0.3, LYING),
+    (dict(ImageOrientationPatient=None, PatientOrientation=["A", "H"]), 0.3, LYING),
 ])
 def test_doubtful_headers_are_told(tmp_path, attributes, spacing, warning):
     image = read_image(save(ct(picture().astype(np.uint16), **attributes), tmp_path / "slice"))
     assert image.spacing_mm == (None if spacing is None else pytest.approx(spacing))
     assert image.record["warnings"] == [warning]
+
+
+@pytest.mark.parametrize("attributes", [dict(), dict(PatientOrientation=["A", "H"]), dict(ImageOrientationPatient=[0, -1, 0, 0, 0.6, -0.8]),
+                                        *(dict(ImageOrientationPatient=None, PatientOrientation=letters)
+                                          for letters in (None, "", "A", ["A", "F"], ["P", "FA"]))])
+def test_a_head_that_stands_upright_or_of_which_nothing_is_known_is_not_told(tmp_path, attributes):
+    data = ct(picture().astype(np.uint16))
+    for name, value in attributes.items():
+        if value is not None:
+            setattr(data, name, value)
+        elif name in data:
+            del data[name]
+    assert read_image(save(data, tmp_path / "slice")).record["warnings"] == []
+
+
+def test_a_ratio_of_pixels_without_spacing_is_told(tmp_path):
+    def told(**attributes):
+        return read_image(save(ct(picture().astype(np.uint16), **attributes), tmp_path / "slice")).record["warnings"]
+
+    assert told(PixelSpacing=None, PixelAspectRatio=[2, 1]) == ["the pixel spacing is missing", "pixels are not square (2 to 1)"]
+    assert told(PixelSpacing=None, PixelAspectRatio=[1, 1]) == told(PixelSpacing=None, PixelAspectRatio=[0, 1]) == ["the pixel spacing is missing"]
+    assert told(PixelAspectRatio=[2, 1]) == []
 
 
 # --- wrong and missing tags ------------------------------------------------------------------------------------------------------
@@ -370,6 +409,27 @@ def test_the_colour_that_stands_for_transparency_is_padding(tmp_path):
     assert one.record["mode"] == other.record["mode"] == "RGB"
     assert one.pixels[:9].min() > 0 and not other.pixels[:9].any()
     np.testing.assert_allclose(other.pixels[9:], expected(colour[9:, :, 0])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_grey_that_stands_for_transparency_is_padding(tmp_path, bits):
+    grey = np.maximum(picture(bits), 1).astype(np.uint16 if bits == 16 else np.uint8)
+    grey[:9] = key = 200
+    grey[9:][grey[9:] == key] += 1
+    Image.fromarray(grey).save(tmp_path / "keyed.png", transparency=key)
+    image = read_image(tmp_path / "keyed.png")
+    assert image.record["mode"] == ("I;16" if bits == 16 else "L") and not image.pixels[:9].any()
+    np.testing.assert_allclose(image.pixels[9:], expected(grey[9:])[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_zero_is_white_is_turned_round(tmp_path, bits):
+    stored = picture(bits).astype(np.uint16 if bits == 16 else np.uint8)
+    content = bytearray(encoded(stored, "TIFF"))
+    at = content.index(struct.pack("<HHII", 262, 3, 1, 1))
+    content[at + 8] = 0
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif").pixels, expected(-stored.astype(int))[0], atol=2e-6)
 
 
 def test_exif_orientation_is_recorded_not_applied(tmp_path):

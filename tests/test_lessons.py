@@ -100,6 +100,7 @@ def test_command_line_writes_both_copies(source, tmp_path, capsys):
     assert "40 + 2" in (tmp_path / "solved" / "01_one.ipynb").read_text() and "40 + 2" not in (folder / "01_one.ipynb").read_text()
     assert lessons.main(["--notebooks", str(folder)]) == 0
     assert "Add." in (folder / "01_one.ipynb").read_text()
+    assert lessons.main(["--notebooks", str(tmp_path)]) == 2 and "name the folder" in capsys.readouterr().err
     (folder / "exercises" / "01_one.py").write_text(SOURCE)
     assert lessons.main(["--notebooks", str(folder)]) == 2 and "1 exercises" in capsys.readouterr().err
 

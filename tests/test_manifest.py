@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sos.cohort.audit import audit
 from sos.cohort.manifest import BOX, REQUIRED, SPLITS, make_split, read_manifest
 from sos.cohort.reviews import add_review
 from sos.errors import CohortError, ImageError
@@ -87,6 +88,65 @@ def test_a_byte_order_mark_and_other_column_orders_do_no_harm(write):
     path = write(rows()[list(REQUIRED)[::-1]])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(read_manifest(path).table) == 10
+
+
+# ---- as the audit reads it -----------------------------------------------------------------------------------------
+
+
+def test_cells_and_names_of_columns_are_read_without_the_spaces_around_them(write):
+    table = rows(split=["train "] * 6 + [" valid"] * 2 + ["test"] * 2, sex=" F").astype({"stage": str, "x0": str})
+    clean = read_manifest(write(table.assign(split=table["split"].str.strip(), sex="F"), "clean.csv")).table
+    table.loc[3, ["patient_id", "image", "stage", "x0"]] = ["003 ", " img/3.png", " 4", "10.0 "]
+    path = write(table.assign(image=table["image"].str.strip()), "spaced.csv")
+    path.write_text(path.read_text().replace(",image,", ", image ,").replace(",img/3.png,", ", img/3.png,"))
+    pd.testing.assert_frame_equal(read_manifest(path).table, clean)
+
+
+def test_a_patient_with_a_space_behind_the_identifier_is_the_same_patient(write):
+    ids = [f"{k:03d}" for k in range(9)] + ["004 "]
+    path = write(rows(patient_id=ids, split=["train"] * 9 + ["test"]))
+    fault(path, "patient 004 is in more than one split")
+    assert sum(finding.kind == "patient in two splits" for finding in audit(path).findings) == 2
+
+
+def test_a_patient_may_be_called_na(write):
+    assert read_manifest(write(rows(patient_id=["NA", *(f"{k:03d}" for k in range(9))]))).table["patient_id"][0] == "NA"
+
+
+def test_empty_lines_and_columns_are_left_out_and_rows_counted_with_them(write):
+    path = write(rows().assign(stage=lambda t: t["stage"].where(t.index != 4, 9)))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line + ",," for line in [*lines[:3], "", ",,,,,,,,,", *lines[3:], ",,,,,,,,,"]) + "\n\n")
+    fault(path, "row 8: stage 9 is not in the scheme")
+    assert "row 8" in audit(path).to_text(everything=True).partition("is not in the scheme")[0]
+    path.write_text(path.read_text().replace(",9,", ",5,"))
+    cohort = read_manifest(path)
+    assert list(cohort.table.index) == list(range(10)) and cohort.table["patient_id"].tolist() == [f"{k:03d}" for k in range(10)]
+
+
+@pytest.mark.parametrize(("column", "text"), [("age_y", "none"), ("age_y", "inf"), ("x1", "?")])
+def test_a_word_for_no_number_is_refused_as_by_the_audit(write, column, text):
+    table = rows().astype({column: object})
+    table.loc[2, column] = text
+    path = write(table)
+    fault(path, "row 4", f"{column} = '{text}' is not a number")
+    assert any(finding.severity == "error" and finding.row == 4 and "no number" in finding.kind + finding.what for finding in audit(path).findings)
+
+
+def test_what_r_and_pandas_write_for_unknown_is_unknown(write):
+    table = rows().astype({"age_y": object, "sex": object})
+    table.loc[2, ["age_y", "sex"]], table.loc[3, "age_y"] = "NA", "nan"
+    path = write(table.assign(split="NA"))
+    read = read_manifest(path).table
+    assert read["age_y"].isna().tolist() == [False] * 2 + [True] * 2 + [False] * 6 and pd.isna(read["sex"][2])
+    assert set(read["split"]) <= {"train", "valid", "test"}
+    assert not [finding for finding in audit(path).findings if "NA" in finding.what or "no number" in finding.kind]
+
+
+def test_a_column_that_is_there_twice_is_told(write):
+    path = write(rows())
+    path.write_text("".join(f"{line},{'stage' if i == 0 else 5}\n" for i, line in enumerate(path.read_text().splitlines())))
+    fault(path, "column stage is there twice; keep one of them")
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------

@@ -196,6 +196,25 @@ def test_interval_leaves_out_resamples_without_a_value():
     assert all(np.isnan(v) for v in interval(np.array([np.nan])).values())
 
 
+def test_interval_of_a_calibration_error_holds_its_value_and_reaches_down_to_what_is_calibrated():
+    target, probabilities, rng = *draw(200, 5, 8), np.random.default_rng(1)
+    target = np.array([rng.choice(5, p=p) for p in probabilities])  # as often right as it says: the true error is 0
+    counts = np.concatenate([np.ones((1, 200)), rng.multinomial(200, np.full(200, 1 / 200), 500)])
+    values = metrics.calibration_error(target, probabilities, counts)
+    plain, ours = interval(values[1:]), metrics.summarise(values, "ece")
+    assert plain["low"] > 0.02 and ours["low"] < 0.01  # each resample adds its own chance
+    assert ours["low"] == pytest.approx(max(0, 2 * values[0] - plain["high"])) and ours["high"] == pytest.approx(2 * values[0] - plain["low"])
+    assert interval(np.array([0.05, 0.06]), 0.03)["high"] == 0.03 and interval(np.array([0.01, 0.02]), 0.03)["low"] == 0.03
+    assert metrics.summarise(values, "accuracy") == {"value": values[0], **plain}
+
+
+def test_a_resample_of_one_stage_alone_has_no_auroc():
+    target, probabilities = np.array([0, 0, 0, 0, 1]), np.eye(2)[[0, 0, 0, 0, 1]]
+    value = staging_metrics(target, probabilities, np.array([[1, 1, 1, 1, 1], [2, 1, 1, 1, 0]]))["auroc"]
+    assert value[0] == 1 and np.isnan(value[1])
+    assert metrics.summarise(value)["low"] != 0
+
+
 def test_probability_columns_are_in_order_of_the_stages():
     assert probability_columns(pd.DataFrame(columns=["p10", "p2", "peak_x", "p1", "patient_id", "pointing"])) == ["p1", "p2", "p10"]
 

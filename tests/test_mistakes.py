@@ -63,6 +63,16 @@ def test_a_constant_answer_wins_in_accuracy_where_one_stage_is_common(study):
     assert float(table.loc["as held out: network", "accuracy, %"]) == pytest.approx(100 * (test["decided"] == test["stage"]).mean(), abs=0.05)
 
 
+def test_where_no_image_of_the_last_stage_is_held_out_the_last_that_is_counts(study):
+    run = study.teacher()
+    test = run.test
+    fewer = type("Fewer", (), {"test": test[test["target"] < test["target"].max()]})()
+    table = mistakes.imbalance(study, fewer)
+    assert table.loc["80% of the last stage: always the last stage", "accuracy, %"] == "80.0"
+    alone = type("Alone", (), {"test": test[test["target"] == 0]})()
+    assert list(mistakes.imbalance(study, alone).index) == ["as held out: network", "as held out: always the last stage"]
+
+
 def test_without_transforms_augmented_images_are_the_images(study):
     table = mistakes.augmented(study, study.teacher())["accuracy, %"]
     assert len(set(table)) == 1 and table["as they are"] == pytest.approx(100 * study.teacher().metrics["accuracy"]["value"], abs=0.05)

@@ -79,6 +79,26 @@ def test_a_confirmed_stage_is_a_review_of_the_same_value(manifest):
         seen(manifest, row=2).confirm()
 
 
+def test_a_line_with_single_spaces_is_the_reviewers_own_for_a_name_with_others(manifest):
+    table = pd.read_csv(manifest)
+    table.loc[3, "image"] = "3\u202fPM.png"
+    manifest.with_name("3.png").rename(manifest.with_name("3\u202fPM.png"))
+    table.to_csv(manifest, index=False)
+    add_review(manifest.with_name("reviews.csv"), "AB", "d", "stage", 2, image="3 PM.png")
+    session = seen(manifest, row=3)
+    assert session.case.stage == 2 and len(session.case.reviews) == 1 and session.reviewed == {3}
+
+
+def test_a_stage_outside_the_scheme_is_none_until_one_is_given(manifest):
+    table = pd.read_csv(manifest)
+    table.loc[3, "stage"] = 9
+    table.to_csv(manifest, index=False)
+    session = seen(manifest, row=3)
+    assert session.case.stage is None
+    with pytest.raises(CohortError, match="no stage to confirm"):
+        session.confirm()
+
+
 def test_only_the_image_in_front_is_reviewed_of_a_patient_with_two(manifest):
     session = seen(manifest, row=5)
     session.set_stage(2)

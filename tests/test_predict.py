@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sos import cli
 from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
 from sos.config import RunConfig
 from sos.errors import RunError
@@ -194,3 +195,12 @@ def test_the_best_student_of_the_largest_study_that_was_run_is_preferred_to_the_
             (folder / "weights.safetensors").touch()
     best = best_student()
     assert (best.path.parts[-3], best.name) == ("quick5", "student-two")
+
+
+@pytest.mark.parametrize("out, told", [("folder", "this is a folder"), ("none/stages.csv", "its folder is not there")])
+def test_where_the_table_goes_is_looked_at_before_the_work(out, told, tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("sos.predict.predict_paths", lambda *_, **__: pytest.fail("it was staged"))
+    assert cli.main(["predict", "a.png", "--out", str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sos: --out {tmp_path / out}: {told}") and ".part" not in error and error.count("\n") == 1

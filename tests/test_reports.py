@@ -237,6 +237,15 @@ def test_a_header_without_identifiers_gives_legal_objects_and_says_so(source, st
     no_error_in(tmp_path / "a_capture.dcm", tmp_path / "a_report.dcm")
 
 
+@pytest.mark.parametrize("uid", ["1.2.840.113619.4.30", "1.2.840.10008.5.1.4.1.1.6"])
+def test_a_class_that_is_private_or_retired_is_not_referred_to(uid, source, stager, image, tmp_path):
+    warnings, shown, report = objects(stager, image, changed(source, tmp_path, SOPClassUID=uid), tmp_path)
+    assert len(warnings) == 1 and "names a class that is not known" in warnings[0] and "SourceImageSequence" not in shown
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    referred = [item.ReferencedSOPInstanceUID for one in study.ReferencedSeriesSequence for item in one.ReferencedSOPSequence]
+    assert referred == [shown.SOPInstanceUID] and shown.StudyInstanceUID == pydicom.dcmread(source).StudyInstanceUID
+
+
 def test_a_screenshot_has_no_study_and_gets_no_dicom(tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 300), np.uint8)).save(tmp_path / "a.png")
     command = ["predict", str(tmp_path / "a.png"), "--weights", "released", "--dicom", str(tmp_path / "out"), "--out", str(tmp_path / "a.csv")]
@@ -349,6 +358,18 @@ def test_the_validator_finds_no_error(written, source):
 
 def test_objects_appear_only_when_whole(source, stager, image, tmp_path, monkeypatch):
     monkeypatch.setattr(pydicom.Dataset, "save_as", lambda self, file, **_: file.write(b"half") and 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        objects(stager, image, source, tmp_path)
+    cam, answer = answered(stager, image)
+    assert write_dicom(tmp_path, "a", source, image, cam, answer, stager) == ["no DICOM objects were written (ZeroDivisionError)"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_objects_fail_stops_no_other_and_its_header_is_not_quoted(source, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError(SECRETS["PatientName"])
+
+    monkeypatch.setattr("sos.report.structured_report", fail)
+    command = ["predict", str(source), str(source), "--weights", "released", "--dicom", str(tmp_path / "out"), "--out", str(tmp_path / "a.csv")]
+    assert cli.main(command) == 0
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [row["warnings"] for row in rows] == ["no DICOM objects were written (ValueError)"] * 2 and rows[0]["stage"]
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,6 +1,7 @@
 """Reviews are only ever added, by several people at once; the last word on a patient counts, and what it changed is told."""
 
 import csv
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -132,7 +133,20 @@ def test_any_text_survives(tmp_path_factory, who, note, patient):
         assert "empty" in str(error) or "UTF-8" in str(error)
         return
     read = read_reviews(path).iloc[0]
-    assert [read["who"], read["patient_id"], read["note"]] == [" ".join(text.split()) for text in (who, patient, note)]
+    assert [read["who"], read["patient_id"], read["note"]] == [" ".join(who.split()), re.sub("[\r\n]", " ", patient.strip()), " ".join(note.split())]
+
+
+@pytest.mark.parametrize("space", ["  ", "\u202f", "\xa0", " \n "])
+def test_names_keep_the_spaces_in_them_and_their_reviews_count(tmp_path, space):
+    spaced = table().assign(patient_id=[f"a{space}b", *"bcdd"], image=[f"at{space}8.png", *"2345"])
+    path = tmp_path / "r.csv"
+    add_review(path, "A  B", f"a{space}b", "stage", 4, "too   tight", image=f"at{space}8.png")
+    assert apply_reviews(spaced, read_reviews(path), BASSED5)[0]["stage"][0] == 4
+    assert read_reviews(path).loc[2, ["who", "note"]].tolist() == ["A B", "too tight"]
+    path.write_text(HEADER + "2025-03-01T12:00:00+00:00,AB,a b,stage,3,,at 8.png\n")  # as names were written once
+    assert apply_reviews(spaced, read_reviews(path), BASSED5)[0]["stage"][0] == 3
+    two = spaced.assign(patient_id=[f"a{space}b", "a\tb", *"cdd"])
+    assert apply_reviews(two, read_reviews(path), BASSED5)[1]["outcome"].tolist() == ["not in the table"]
 
 
 def test_the_last_word_counts_and_is_recorded(tmp_path):

@@ -249,6 +249,32 @@ def test_stops_between_steps_once_the_time_is_used_up(house, capsys):
     os.environ.pop("SOS_DEADLINE")
     assert house.walk() == 0
     assert house.calls() == "02"
+    assert house.walk("--force", "--stop-after", "-1") == 0  # what is forced begins anew at each call
+    assert "the same command without --force goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "soon"])
+def test_a_time_that_is_none_is_refused(house, capsys, text):
+    with pytest.raises(SystemExit):
+        house.walk("--stop-after", text)
+    assert f"invalid minutes value: '{text}'" in capsys.readouterr().err
+
+
+def test_notebooks_have_the_home_that_was_named_from_another_folder(house, monkeypatch):
+    house.notebook("01_look")
+    monkeypatch.chdir(house.home.parent)
+    monkeypatch.setenv("SOS_HOME", house.home.name)
+    assert house.walk() == 0
+    assert house.calls() == "01"
+
+
+def test_a_home_that_is_no_folder_is_one_line(house, capsys, monkeypatch):
+    house.notebook("01_look")
+    (house.home / "file").write_text("")
+    monkeypatch.setenv("SOS_HOME", str(house.home / "file"))
+    assert house.walk() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sos: ") and "Not a directory" in said and "SOS_HOME" in said and said.count("\n") == 1
 
 
 def test_notebook_out_of_time_is_no_failure(house, capsys):
@@ -384,6 +410,7 @@ def test_results_are_published_when_all_notebooks_have_ended(abreast, monkeypatc
     abreast.notebook("01_look", "import time; time.sleep(3)" + FIGURE.format(name="fig1"))
     abreast.notebook("02_figures", FIGURE.format(name="fig2"))
     assert abreast.walk("--only", "02") == 0 and not (abreast.home / "figures").exists()
+    assert abreast.walk("--only", "publish") == 2 and "before all notebooks have ended" in capsys.readouterr().err
     assert abreast.walk() == 0
     published = abreast.home / "figures" / "tiny"
     assert sorted(path.name for path in published.glob("*.png")) == ["fig1.png", "fig2.png"]

@@ -13,7 +13,7 @@ import pytest
 from sos.config import PROFILES, PUBLISHED, TAUGHT_ROLES, get_profile
 from sos.errors import ConfigError, RunError
 from sos.study import ablations, grid, result_figures, results, tables
-from sos.study.metrics import difference, gap_closed, measure
+from sos.study.metrics import difference, gap_closed, measure, summarise
 from sos.study.zoom_figures import WINDOW
 from sos.study.runs import Run, round_weights, run_name, save_weights, training_code
 from sos.study.training import Study
@@ -157,7 +157,7 @@ def test_sampled_metrics_are_those_of_measure_whatever_the_order_of_rows(study):
     ordered = table.sort_values("image", ignore_index=True)
     ours = results.sample(table.sample(frac=1, random_state=3), 200)
     for name, known in measure(ordered, 200).items():
-        assert results.summarise(ours[name]) == pytest.approx(known), name
+        assert summarise(ours[name], name) == pytest.approx(known), name
 
 
 def test_one_seed_gives_the_paired_bootstrap_of_metrics(finished):
@@ -275,7 +275,7 @@ def test_no_gap_is_called_so(study):
     for role in WRONG:
         write_run(study, study.profile.run(role, 0), predictions(study.cohort, 1, None if role == "teacher" else 0.5))
     known = results.Results(study)
-    assert shown(tables.comparisons(known), "gap closed by student", "accuracy, %") == "no gap"
+    assert shown(tables.comparisons(known), "gap closed by student (1 of 2 seeds)", "accuracy, %") == "no gap"
     assert any("no gap to close" in sentence for sentence in tables.findings(known))
     assert any("not significantly different" in sentence for sentence in tables.findings(known))
 
@@ -305,6 +305,36 @@ def test_machine_table_has_each_run_once(finished):
     table = tables.machine(results.Results(finished))
     assert len(table.data) == 8 and table.data["run"].is_unique
     assert set(table.shown["machine"]) == {"some processor, 2 threads"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_machine_table_has_every_run_of_the_plan(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    known = results.Results(Study(name))
+    asked = set()
+    monkeypatch.setattr(known, "of", lambda configs: asked.update(configs) or {})
+    tables.machine(known)
+    assert asked >= {job.config for job in grid.plan(known.profile)}
+
+
+def test_a_mean_that_lacks_seeds_says_so(finished):
+    profile = replace(finished.profile, seeds=(0, 1, 2))
+    known = results.Results(Study(profile, finished.manifest, device="cpu"))
+    write_run(known.study, profile.run("baseline", 2), predictions(finished.cohort, 3, 0.0))
+    columns = list(tables.headline(known).shown)
+    assert "crop teacher (2 of 3 seeds)" in columns and "plain full-image network" in columns
+    for make in (tables.comparisons, tables.localisation, tables.mirror, ablations.seeds):
+        names = " ".join(make(known).shown.iloc[:, 0])
+        assert "(2 of 3 seeds)" in names, make.__name__
+    assert "3 seeds (at least 2 of 3 seeds)" in result_figures._tested(known)
+    assert "(2 of 3 seeds)" not in "".join(tables.headline(results.Results(finished)).shown)
+
+
+def test_resamples_without_a_gap_are_told_by_metric(finished):
+    for seed in finished.profile.seeds:
+        write_run(finished, finished.profile.run("baseline", seed), predictions(finished.cohort, 1, 0.0))
+    note = tables.comparisons(results.Results(finished)).notes[-1]
+    assert re.search(r"In \d+\.\d % \(accuracy\), .* \(quadratic weighted kappa\) of the resamples the teacher is not better", note)
 
 
 def test_saved_table_has_the_numbers_and_a_well_formed_text(finished, tmp_path):

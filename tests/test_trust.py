@@ -220,6 +220,23 @@ def test_table_has_the_numbers_of_the_runs(finished, monkeypatch):  # noqa: F811
     assert "virtual patients" in table.markdown()
 
 
+def test_a_difference_is_of_the_seeds_in_which_both_networks_have_the_value(finished, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(trust, "LEAST_KEPT", 1)
+    for role in ("student", "baseline"):
+        write_run(finished, finished.profile.run(role, 0), predictions(finished.cohort, 1, 1.0))
+    unsure = predictions(finished.cohort, 4, 0.0)
+    unsure.loc[unsure["split"] == "valid", "target"] = (unsure["target"] + 1) % 5  # wrong wherever it is sure: no threshold keeps the target
+    write_run(finished, finished.profile.run("baseline", 1), unsure)
+    table, n = tables.trust(results.Results(finished)), held_out(finished)
+    data = table.data.set_index(["model", "metric"])
+    assert data.loc[("plain full-image network", "kept_90"), "seeds"] == 1 and data.loc[("distilled student", "kept_90"), "seeds"] == 2
+    assert data.loc[("student − plain network", "kept_90"), "value"] == 0  # of seed 0, where they answer alike
+    row = "target 90 %: accuracy of those kept, %"
+    for column in ("plain full-image network", "student − plain network"):
+        assert shown(table, row, column).endswith("(1 of 2 seeds)")
+    assert data.loc[("student − plain network", "aurc_random"), "value"] == pytest.approx(-3 / n / 2)
+
+
 def test_table_refers_all_where_no_threshold_keeps_the_target(finished):  # noqa: F811
     table = tables.trust(results.Results(finished))
     assert shown(table, "target 90 %: threshold of confidence", "distilled student") == "all referred"

@@ -1,6 +1,6 @@
 """Is a cohort fit to learn from? Every doubt about a manifest and its files as one row of a table, each with what to do about it.
 
-The manifest is read here and not by `manifest.read_manifest`, which stops at the first thing it cannot use. Rules about one row stand in
+The cells are read as `manifest.read_manifest` reads them, which stops at the first thing it cannot use. Rules about one row stand in
 `audit_rows`, what is found out about a file in `audit_files`; here is what only the whole shows.
 """
 
@@ -15,7 +15,7 @@ from .audit_files import FileFacts, inspect_all
 from .audit_report import AuditReport, Finding, row_list
 from .audit_rows import AGE_AT, PHASE, check_row
 from .duplicates import near_duplicates
-from .manifest import BOX, REQUIRED
+from .manifest import BOX, REQUIRED, read_cells
 from .reviews import REVIEWS, apply_reviews, read_reviews
 
 __all__ = ["AGE_AT", "PHASE", "AuditReport", "Finding", "audit"]
@@ -44,8 +44,7 @@ def audit(manifest_path, scheme: StagingScheme = BASSED5, *, workers: int | None
         table = _corrected(table, read_reviews(path.with_name(REVIEWS)), scheme)
     except CohortError as error:  # the cohort cannot be read before this is mended
         sound = False
-        what, _, advice = str(error).removeprefix(str(path.with_name(REVIEWS))).lstrip(":, ").rpartition("; ")
-        findings.append(Finding("error", None, "", REVIEWS, what or advice, advice, "reviews"))
+        findings.append(Finding("error", None, "", REVIEWS, *_spoken(error, path.with_name(REVIEWS)), "reviews"))
     files = inspect_all(path.parent, table["image"], workers, progress)
     for row in table.itertuples():
         told = check_row(row, files.get(row.image), scheme, set(missing))
@@ -57,24 +56,24 @@ def audit(manifest_path, scheme: StagingScheme = BASSED5, *, workers: int | None
     return AuditReport(path.name, findings, _counts(findings, table, files), usable, table, files)
 
 
+def _spoken(error: CohortError, path: Path) -> tuple[str, str]:
+    """What an error says is wrong with the file at `path`, and what to do."""
+    what, _, advice = str(error).removeprefix(str(path)).lstrip(":, ").rpartition("; ")
+    return what or advice, advice
+
+
 def _read_table(path: Path, findings: list[Finding]) -> pd.DataFrame | None:
-    """All cells as stripped text, the index the row of a spreadsheet; None where there is nothing to go through."""
+    """The cells with each column once; None where there is nothing to go through."""
 
     def tell(severity, what, advice, kind="manifest"):
         findings.append(Finding(severity, None, "", path.name, what, advice, kind))
 
     try:
-        raw = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except FileNotFoundError:
-        tell("error", "no such manifest", "give the path of a cohort's CSV file")
+        table = read_cells(path)
+    except CohortError as error:
+        tell("error", *_spoken(error, path))
         return None
-    except (OSError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        spoken = isinstance(error, (pd.errors.ParserError, pd.errors.EmptyDataError))
-        reason = str(error).splitlines()[0] if spoken else type(error).__name__
-        tell("error", f"not a readable CSV file ({reason})", "save it as comma-separated UTF-8 with one header line")
-        return None
-    raw = raw.fillna("").map(str.strip)  # a short line lacks its last cells
-    names = raw.iloc[0].tolist()
+    names = table.columns.tolist()
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         split_by = next((mark for mark in ";\t" if len(names) == 1 and mark in names[0]), None)
@@ -86,14 +85,10 @@ def _read_table(path: Path, findings: list[Finding]) -> pd.DataFrame | None:
         if "".join(filter(str.isalpha, name.lower())) in PRIVATE_COLUMNS:
             tell("warning", f"the column '{name}' may identify patients", "take the column out and keep the key elsewhere",
                  "identifying column")
-    table = raw.iloc[1:].loc[:, [names.index(name) == i for i, name in enumerate(names)]]
-    table.columns = list(dict.fromkeys(names))
-    table.index += 1
-    table = table[(table != "").any(axis=1)]
     if table.empty:
         tell("error", "the manifest has no row", "add one row an image")
         return None
-    return table
+    return table.loc[:, ~table.columns.duplicated()]
 
 
 def _corrected(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingScheme) -> pd.DataFrame:

@@ -138,7 +138,7 @@ def _check_grey(file: FileFacts) -> Iterator[Told]:
 def _check_header(header: HeaderFacts) -> Iterator[Told]:
     if header.identifying:
         yield ("identifying header fields", "warning", f"identifying header fields: {', '.join(header.identifying)}",
-               "de-identify the file (DICOM PS3.15, basic profile)")
+               "de-identify the file (DICOM PS3.15, basic profile), or save a picture again without its metadata")
     if header.unmarked:
         yield ("not marked as de-identified", "warning", "the header does not say that it was de-identified",
                "de-identify it and set PatientIdentityRemoved to YES" + (", beside the method that it names" if header.method else ""))

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -58,13 +59,16 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
 
 
 def value_maps(texts: list[str]) -> dict[str, dict[str, str]]:
-    """`COLUMN:OLD=NEW,OLD=NEW` texts as column → {old: new}. Raises CohortError for others."""
+    """`COLUMN:OLD=NEW,OLD=NEW` texts as column → {old: new}. Raises CohortError for others and for two meanings of a word."""
     maps = {}
     for text in texts:
         target, colon, words = text.partition(":")
         if not colon:
             raise CohortError(f"--values {text}: write COLUMN:OLD=NEW,OLD=NEW, for instance sex:1=M,2=F")
-        maps.setdefault(target.strip(), {}).update(pairs(words.split(","), f"--values {target}:"))
+        known = maps.setdefault(target.strip(), {})
+        for old, new in pairs(words.split(","), f"--values {target}:").items():
+            if known.setdefault(old, new) != new:
+                raise CohortError(f"--values {target}:{old}={new}: is given twice, before as {old}={known[old]}; leave one of them out")
     return maps
 
 
@@ -86,13 +90,15 @@ def collect(folder, table, out=None, *, columns: dict[str, str] | None = None, v
     if match not in MATCHES or box not in BOXES or dates not in ("", "dmy", "mdy"):
         raise CohortError(f"match is one of {', '.join(MATCHES)}, box of {', '.join(BOXES)}, dates dmy or mdy")
     target = Path(out or Path(into or folder) / "manifest.csv")
-    _check_places(folder, table, target, into, key, force)
+    rejects = target.with_name(f"{target.stem}.rejected.csv")
+    _check_places(folder, table, target, into, force)
+    if key:
+        _check_key(Path(key), (table, target, rejects), into)
     check_values(values or {}, scheme)
     source = read_sheet(table, sheet, header)
     chosen, mapping = choose_columns(source, columns or {})
     extra = _extra(source, keep)
     rows = Rows(source, chosen, Reading(scheme, values or {}, months, dates, box))
-    rejects = target.with_name(f"{target.stem}.rejected.csv")
     files = Folder(folder, (table, target, rejects), read_patients=match == "dicom-patient-id")
     rejected: dict[int, str] = {}
     images = _found(source, rows, files, extra, "image" in chosen, match, rejected, progress)
@@ -105,11 +111,14 @@ def collect(folder, table, out=None, *, columns: dict[str, str] | None = None, v
         raise CohortError(f"{table}: none of its {spoken(len(source.rows))} can be used ({', '.join(mapping)}). {told}")
     names = {patient: f"p{i:04d}" for i, patient in enumerate(dict.fromkeys(image.row["patient_id"] for image in images), 1)}
     if into:
-        paths = _copy(images, files, names, Path(into), target)
+        part = Path(into).with_name(f".part.{Path(into).name}")
+        paths = _copy(images, files, names, part, Path(into), target)
+    if key:  # before anything that cannot be understood without it
+        _write_key(Path(key), images, paths, names, pseudonyms, files.root)
+    if into:
+        part.replace(into)
     _write_rejected(rejects, rejected)
     _write_manifest(target, images, paths, names if pseudonyms else {}, keep)
-    if key:
-        _write_key(Path(key), images, paths, names, pseudonyms, files.root)
     notes = source.notes + [f"{what}: {spoken(count)}" for what, count in sorted(rows.told.items()) if count]
     notes += _doubts(source, files, chosen, extra, images, pseudonyms, into)
     if key and Path(key).resolve().is_relative_to(target.parent.resolve()):
@@ -118,14 +127,12 @@ def collect(folder, table, out=None, *, columns: dict[str, str] | None = None, v
                      rejects if rejected else None, mapping, notes)
 
 
-def _check_places(folder, table, target: Path, into, key, force: bool) -> None:
+def _check_places(folder, table, target: Path, into, force: bool) -> None:
     """Nothing that is there is written over, and the images will lie where the manifest may read them."""
     if target.resolve() == Path(table).resolve():
         raise CohortError(f"{target}: is the table that is read; give another --out")
     if target.exists() and not (force and target.is_file()):
         raise CohortError(f"{target}: is there already; give another --out" + ("" if force else ", or --force to write it anew"))
-    if key and Path(key).exists():
-        raise CohortError(f"{key}: is there already; give --key a new file, so that no key is lost")
     if into and Path(into).exists() and (not Path(into).is_dir() or any(Path(into).iterdir())):
         raise CohortError(f"{into}: is there already and not empty; give --into a new folder")
     if into and Path(into).resolve().is_relative_to(Path(folder).resolve()):
@@ -135,6 +142,18 @@ def _check_places(folder, table, target: Path, into, key, force: bool) -> None:
     if not outside_allowed() and not Path(into or folder).resolve().is_relative_to(target.parent.resolve()):
         raise CohortError(f"{target}: its images would lie outside its folder; write it to {into or folder} or a folder above, copy the images with "
                           f"--into, or set the environment variable {ALLOW_OUTSIDE}=1")
+
+
+def _check_key(key: Path, others: tuple, into) -> None:
+    """The key can be written, to a file of its own."""
+    if key.resolve() in [Path(other).resolve() for other in others]:
+        raise CohortError(f"{key}: is the table, the manifest or the list of rejected rows; give --key a file of its own")
+    if key.exists():
+        raise CohortError(f"{key}: is there already; give --key a new file, so that no key is lost")
+    if into and key.resolve().is_relative_to(Path(into).resolve()):
+        raise CohortError(f"{key}: lies in {into}, among what it is the key to; keep it elsewhere")
+    if not key.parent.is_dir():
+        raise CohortError(f"{key.parent}: no such folder; make it first, or give another --key")
 
 
 def _extra(source: Sheet, keep: tuple[str, ...]) -> list[int]:
@@ -209,18 +228,19 @@ def _paths(images: list[_Image], files: Folder, target: Path, into, rejected: di
         try:
             path = Path(os.path.relpath(files.place(image.files), base)).as_posix()
             path.encode()
+            if path[-1].isspace():  # spaces round a cell are not read
+                raise Unmapped("the name of its file ends with a space; rename it, or use --into")
         except Unmapped as reason:
             rejected[image.number] = str(reason)
         except UnicodeEncodeError:
             rejected[image.number] = "the name of its file is not in UTF-8; rename it, or use --into"
         else:
-            paths.append((image.number, f"./{path}" if path[0] in FORMULA or path.casefold() in EMPTY else path))
+            paths.append((image.number, f"./{path}" if path[0] in FORMULA or path[0].isspace() or path.casefold() in EMPTY else path))
     return [path for number, path in paths if number not in rejected]
 
 
-def _copy(images: list[_Image], files: Folder, names: dict[str, str], into: Path, target: Path) -> list[str]:
-    """Hard links or copies of the images under neutral names in `into`, which appears when whole; their paths from the manifest's folder."""
-    part = into.with_name(f".part.{into.name}")
+def _copy(images: list[_Image], files: Folder, names: dict[str, str], part: Path, into: Path, target: Path) -> list[str]:
+    """Hard links or copies of the images under neutral names in `part`, which is to become `into`; their paths from the manifest's folder then."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     paths, count = [], Counter()
@@ -236,9 +256,6 @@ def _copy(images: list[_Image], files: Folder, names: dict[str, str], into: Path
             (part / name).mkdir()
             for i, path in enumerate(image.files, 1):
                 _link(path, part / name / f"{i:04d}.dcm")
-    if into.exists():
-        into.rmdir()
-    part.rename(into)
     return [Path(os.path.relpath(into.resolve() / path, target.parent.resolve())).as_posix() for path in paths]
 
 
@@ -269,8 +286,12 @@ def _write_key(path: Path, images: list[_Image], paths: list[str], names: dict[s
         patient = image.row["patient_id"]
         lines += [(names[patient] if pseudonyms else patient, place, patient, file.relative_to(root).as_posix()) for file in image.files]
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.write(_csv(lines))
+    try:
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(_csv(lines))
+    except OSError:
+        path.unlink()  # half a key
+        raise
 
 
 def _csv(lines) -> str:
@@ -300,8 +321,21 @@ def _doubts(source: Sheet, files: Folder, chosen: dict, extra: list[int], images
     lacking = Counter(column for _, column in source.faults)
     notes += [f"the kept column '{source.columns[place]}' is empty in {spoken(lacking[place])}, whose formula has no stored value or an error"
               for place in extra if lacking[place]]
+    notes += _alike(images)
     notes += [f"no {what} in the sheet; the manifest's column is empty"
               for what, target in (("age", "age_y"), ("sex", "sex")) if not {target, "birth_date" if target == "age_y" else target} & set(chosen)]
     notes += ["paths of images still hold the names that the files came with; --into DIR gives neutral ones"] if pseudonyms and not into else []
     notes += ["headers of the images are as they were; `sos audit` says which still identify people"] if into or pseudonyms else []
     return notes
+
+
+def _alike(images: list[_Image]) -> list[str]:
+    """A note on identifiers that may be one person's; by their rows, for nobody's is told where there are pseudonyms."""
+    looks = defaultdict(dict)
+    for image in images:
+        patient = image.row["patient_id"]
+        looks[re.sub(r"(?<!\d)0+(?=\d)", "", "".join(patient.split()).casefold())].setdefault(patient, image.number)
+    rows = [" and ".join(map(str, patients.values())) for patients in looks.values() if len(patients) > 1]
+    told = "; ".join(rows[:5]) + (f"; and {len(rows) - 5} more" if len(rows) > 5 else "")
+    note = f"patients whose identifiers differ only in case, spaces or leading zeros (rows {told}); where they are one, write them alike"
+    return [note] if rows else []

@@ -6,6 +6,7 @@ The header's patient identifier is compared in memory and goes nowhere else.
 import os
 import posixpath
 import re
+import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -66,24 +67,22 @@ class Folder:
         self._taken: dict[Path, tuple[list[Path], bool]] = {}
 
     def _index(self) -> tuple[dict, ...]:
-        """By small letters: path, path without its ending, name, name without its ending; folders by path and name."""
+        """By small letters, accents composed: path, path without its ending, name, name without its ending; folders by path and name."""
         looks = tuple(defaultdict(list) for _ in range(4))
         for path in [*self.files, *sorted({parent for path in self.files for parent in path.parents if parent != self.root
                                            and parent.is_relative_to(self.root)})]:
             whole = path.relative_to(self.root).as_posix()
             for look, key in zip(looks, (whole, _bare(whole), path.name, _bare(path.name)), strict=True):
-                look[key.casefold()].append(path)
+                look[_small(key)].append(path)
         return looks
 
     def named(self, text: str) -> Path:
         """The file or folder that a cell names: by its path from the root, or by its name alone where only one has it; with or without
         ending. Raises Unmapped."""
-        wanted = posixpath.normpath(text.replace("\\", "/"))
-        if wanted.startswith(f"{self.root.as_posix()}/"):
-            wanted = wanted.removeprefix(f"{self.root.as_posix()}/")
+        wanted = _composed(posixpath.normpath(text.replace("\\", "/"))).removeprefix(_composed(f"{self.root.as_posix()}/"))
         for look, key in zip(self._looks, (wanted, wanted, posixpath.basename(wanted), posixpath.basename(wanted)), strict=True):
-            found = look.get(key.casefold(), [])
-            exact = [path for path in found if _bare(path.name) == _bare(posixpath.basename(wanted))]
+            found = look.get(_small(key), [])
+            exact = [path for path in found if _bare(_composed(path.name)) == _bare(posixpath.basename(wanted))]
             found = exact if len(exact) == 1 else found
             if len(found) > 1:
                 raise Unmapped(f"{len(found)} files have the image's name; give its path from the folder")
@@ -102,13 +101,13 @@ class Folder:
         identifier as a whole word in their name; and the patients who share a word of a name with another."""
         known = defaultdict(set)
         for patient in patients:
-            known[patient.casefold()].add(patient)
-        longest = max((len(WORD.findall(patient)) for patient in patients), default=0)
+            known[_small(patient)].add(patient)
+        longest = max((len(WORD.findall(_composed(patient))) for patient in patients), default=0)
         files, doubtful = defaultdict(list), set()
         for path in self.files:
             folders = path.relative_to(self.root).parts[:-1]
-            owners = next((known[name.casefold()] for name in folders if name.casefold() in known), None)
-            owners = owners or set().union(*(known[part] for part in _parts(path.name.casefold(), longest) if part in known))
+            owners = next((known[_small(name)] for name in folders if _small(name) in known), None)
+            owners = owners or set().union(*(known[part] for part in _parts(_small(path.name), longest) if part in known))
             if len(owners) == 1:
                 files[next(iter(owners))].append(path)
             doubtful |= owners if len(owners) > 1 else set()
@@ -184,6 +183,15 @@ class Folder:
         if image != taken or doubtful:
             raise Unmapped(f"its {len(image)} slices lie among those of others; --into DIR writes each series to a folder of its own")
         return folder
+
+
+def _composed(name: str) -> str:
+    """`name` with accents on their letters; macOS writes them behind."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _small(name: str) -> str:
+    return _composed(name.casefold())
 
 
 def _bare(name: str) -> str:

@@ -3,7 +3,9 @@
 Experts' reviews that lie beside it are part of it: it is read as they corrected it.
 """
 
+import csv
 import hashlib
+import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,8 @@ from ..stages import BASSED5, StagingScheme
 from .reviews import BOX, CHANGES, REVIEWS, apply_reviews, read_reviews
 
 REQUIRED = ("patient_id", "image", "stage", "age_y", "sex", "x0", "y0", "x1", "y1", "split")
+UNKNOWN = ("NA", "NaN", "nan")  # what R and pandas write where they know nothing
+TEXTS = ("patient_id", "image", "sex", "split")
 SPLITS = ("train", "valid", "test")
 
 
@@ -79,7 +83,7 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
     the environment variable SOS_ALLOW_OUTSIDE is 1, for an image that leads out of the manifest's folder by `..`, as an absolute path or by a link.
     """
     path = Path(path)
-    written = read_rows(path)
+    written = _numbered(path)
     table, changes = apply_reviews(written, read_reviews(path.with_name(REVIEWS)), scheme)
     if table.empty:
         raise CohortError(f"{path.with_name(REVIEWS)}: all images are excluded; take one in again with another review")
@@ -87,54 +91,82 @@ def read_manifest(path, scheme: StagingScheme = BASSED5, *, valid_share: float =
         empty = table.index[table[columns].isna().all(axis=1)]
         if len(empty):
             others = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-            raise CohortError(f"{path}, row {empty[0] + 2}{others}: {name} is empty; {act} with `sos.panels.review`, or take the row out")
+            raise CohortError(f"{path}, row {empty[0]}{others}: {name} is empty; {act} with `sos.panels.review`, or take the row out")
     outside = table.index[~table["stage"].isin(scheme.labels)]
     if len(outside):
         known = ", ".join(map(str, scheme.labels))
-        raise CohortError(f"{path}, row {outside[0] + 2}: stage {table['stage'][outside[0]]:g} is not in the scheme '{scheme.name}' ({known})")
+        raise CohortError(f"{path}, row {outside[0]}: stage {table['stage'][outside[0]]:g} is not in the scheme '{scheme.name}' ({known})")
     table["stage"] = table["stage"].astype(int)
     table["target"] = table["stage"].map(scheme.index)
     bad_box = table.index[~((table["x1"] > table["x0"]) & (table["y1"] > table["y0"]))]
     if len(bad_box):
-        raise CohortError(f"{path}, row {bad_box[0] + 2}: the box has no extent; x1 must exceed x0 and y1 exceed y0, in pixels of the image")
+        raise CohortError(f"{path}, row {bad_box[0]}: the box has no extent; x1 must exceed x0 and y1 exceed y0, in pixels of the image")
     for row, name in table["image"].items():
         if leads_out(path.parent / name, path.parent):
-            raise CohortError(f"{path}, row {row + 2}: image {name} leads out of the manifest's folder; move it there, or set the environment "
+            raise CohortError(f"{path}, row {row}: image {name} leads out of the manifest's folder; move it there, or set the environment "
                               f"variable {ALLOW_OUTSIDE}=1 where you trust this manifest")
         if not (path.parent / name).exists():
-            raise CohortError(f"{path}, row {row + 2}: image {name} is not there; paths are relative to the manifest")
+            raise CohortError(f"{path}, row {row}: image {name} is not there; paths are relative to the manifest")
     stage = written["stage"].where(written["stage"].isin(scheme.labels)).fillna(table["stage"])
     splits = _splits(written.assign(target=stage.dropna().map(scheme.index)), path, valid_share, test_share, seed)
     table = table.assign(split=splits.loc[table.index]).reset_index(drop=True)
     return Cohort(table, path.parent, scheme, path, changes)
 
 
+def read_cells(path: Path) -> pd.DataFrame:
+    """All cells of a manifest as stripped text, the index the row of a spreadsheet; empty rows and columns are left out. Required cells that say
+    UNKNOWN are empty, but for names: NA is one like any other.
+
+    A column may be missing or there twice. Raises CohortError for a file that is missing or no CSV.
+    """
+    try:
+        raw = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+    except FileNotFoundError:
+        raise CohortError(f"{path}: no such manifest; give the path of a cohort's CSV file") from None
+    except (OSError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        spoken = isinstance(error, (pd.errors.ParserError, pd.errors.EmptyDataError))
+        reason = str(error).splitlines()[0] if spoken else type(error).__name__
+        raise CohortError(f"{path}: not a readable CSV file ({reason}); save it as comma-separated UTF-8 with one header line") from None
+    raw = raw.fillna("").map(str.strip)  # a short line lacks its last cells
+    raw = raw.loc[:, (raw != "").any()]
+    table = raw.iloc[1:].set_axis(raw.iloc[0].tolist(), axis=1)
+    table.index += 1
+    may_lack = table.columns.isin(REQUIRED) & ~table.columns.isin(["patient_id", "image"])
+    table = table.mask(table.isin(UNKNOWN) & may_lack, "")
+    return table[(table != "").any(axis=1)]
+
+
 def read_rows(path: Path) -> pd.DataFrame:
     """The rows of a manifest as written, numbers as numbers, whatever they mean; stages, boxes and ages may be empty.
 
-    Raises CohortError for a missing file or column, an empty patient_id or image, and a word in place of a number.
+    Raises CohortError for a missing file or column, a column that is there twice, an empty patient_id or image, and a word in place of a number.
     """
-    try:
-        table = pd.read_csv(path, dtype={"patient_id": str, "image": str, "sex": str, "split": str})
-    except FileNotFoundError:
-        raise CohortError(f"{path}: no such manifest; give the path of a cohort's CSV file") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CohortError(f"{path}: not a readable CSV manifest ({str(error).splitlines()[0]})") from None
-    missing = [name for name in REQUIRED if name not in table]
+    return _numbered(path).reset_index(drop=True)
+
+
+def _numbered(path: Path) -> pd.DataFrame:
+    """What `read_rows` returns, the index the row of a spreadsheet."""
+    cells = read_cells(path)
+    missing = [name for name in REQUIRED if name not in cells]
     if missing:
         raise CohortError(f"{path}: column {', '.join(missing)} missing; a manifest needs {', '.join(REQUIRED)}")
-    if table.empty:
+    if twice := list(cells.columns[cells.columns.duplicated()]):
+        raise CohortError(f"{path}: column {twice[0] or 'without a name'} is there twice; keep one of them")
+    if cells.empty:
         raise CohortError(f"{path}: the manifest has no row; add one row an image")
-    table = table.reset_index(drop=True)
     for name in ("patient_id", "image"):
-        empty = table.index[table[name].isna()]
+        empty = cells.index[cells[name] == ""]
         if len(empty):
-            raise CohortError(f"{path}, row {empty[0] + 2}: {name} is empty; fill it in or take the row out")
+            raise CohortError(f"{path}, row {empty[0]}: {name} is empty; fill it in or take the row out")
+    clean = io.StringIO(cells.to_csv(index=False, quoting=csv.QUOTE_ALL))  # from which pandas tells numbers from words, by column
+    table = pd.read_csv(clean, dtype=dict.fromkeys(TEXTS, str)).set_index(cells.index)
+    for name in TEXTS:
+        table[name] = cells[name].where(cells[name] != "")
     for name in ("stage", "age_y", *BOX):
         numbers = pd.to_numeric(table[name], errors="coerce")
-        wrong = table.index[numbers.isna() & table[name].notna()]
+        wrong = table.index[~np.isfinite(numbers) & (cells[name] != "")]
         if len(wrong):
-            raise CohortError(f"{path}, row {wrong[0] + 2}: {name} = {table[name][wrong[0]]!r} is not a number")
+            raise CohortError(f"{path}, row {wrong[0]}: {name} = {cells.at[wrong[0], name]!r} is not a number")
         table[name] = numbers
     return table
 
@@ -142,7 +174,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 def _splits(table: pd.DataFrame, path: Path, valid_share: float, test_share: float, seed: int) -> pd.Series:
     """The split of each row that has a target; as the manifest says where it says so, else made."""
     table = table[table["target"].notna()]
-    filled = table["split"].notna() & (table["split"].fillna("").str.strip() != "")
+    filled = table["split"].notna()
     if not filled.any():
         return pd.Series(make_split(table["patient_id"], table["target"].astype(int), valid_share, test_share, seed), table.index)
     if not filled.all():

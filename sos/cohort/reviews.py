@@ -7,6 +7,7 @@ import csv
 import fcntl
 import io
 import os
+from collections import defaultdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def add_review(path, who: str, patient_id: str, field: str, value=None, note: st
     stamp = when.astimezone(timezone.utc).isoformat(timespec="microseconds")
     if field == "box" and value is not None and not isinstance(value, str):
         value = " ".join(f"{float(edge):g}" if float(edge) == round(float(edge), 2) else f"{float(edge):.2f}" for edge in value)
-    said = (who, patient_id, field, value, note, image)
-    line = [stamp, *(" ".join(str("" if text is None else text).split()) for text in said)]
+    patient_id, image = (str("" if name is None else name).strip().translate({10: " ", 13: " "}) for name in (patient_id, image))
+    who, field, value, note = (_single("" if text is None else text) for text in (who, field, value, note))
+    line = [stamp, who, patient_id, field, value, note, image]
     if reason := _fault(line):
         raise CohortError(f"review of patient '{line[2]}': {reason}")
     path = Path(path)
@@ -100,6 +102,11 @@ def read_reviews(path) -> pd.DataFrame:
     return reviews.sort_values("when", kind="stable")
 
 
+def _single(text) -> str:
+    """`text` with each stretch of white space as one space."""
+    return " ".join(str(text).split())
+
+
 def _fault(fields: list[str]) -> str:
     """What is wrong with the fields of one line and how to mend it, or an empty text."""
     if len(fields) != len(COLUMNS):
@@ -141,6 +148,19 @@ def last_words(reviews: pd.DataFrame, fields=ACTING) -> pd.DataFrame:
     return acting.drop_duplicates(["patient_id", "image", "field"], keep="last")
 
 
+def matched(reviews: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """`reviews` with patients and images as `table` has them: a name that it lacks stands for the only one that differs by white space alone,
+    as names did that were written with single spaces once."""
+    reviews = reviews.copy()
+    for column in ("patient_id", "image"):
+        known = defaultdict(list)
+        for name in table[column].astype(str).unique():
+            known[_single(name)].append(name)
+        alike = [[name] if name in known[_single(name)] else known[_single(name)] for name in reviews[column]]
+        reviews[column] = [names[0] if len(names) == 1 else name for name, names in zip(reviews[column], alike, strict=True)]
+    return reviews
+
+
 def about(reviews: pd.DataFrame, patient_id: str, image: str) -> pd.DataFrame:
     """The reviews of an image: those that name it, and those of its patient that name none."""
     return reviews[(reviews["patient_id"] == patient_id) & reviews["image"].isin(["", image])]
@@ -160,7 +180,7 @@ def apply_reviews(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingSch
     source = reviews.attrs.get("path", "reviews")
     rows_of = table.groupby(table["patient_id"].astype(str)).groups
     words, absent = {}, []  # (row, field) → line of the last word
-    for line, review in last_words(reviews).iterrows():
+    for line, review in last_words(matched(reviews, table)).iterrows():
         patient, field = review["patient_id"], review["field"]
         rows = rows_of.get(patient, [])
         if field == "stage" and int(review["value"]) not in scheme.labels:

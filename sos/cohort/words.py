@@ -17,8 +17,8 @@ SEXES = {"F": "f female woman girl w weiblich frau feminin femme femenino mujer 
 SPLIT_WORDS = {"train": "train training", "valid": "valid validation val dev", "test": "test testing"}
 EMPTY = {"", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "-", "–", "?"}
 ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
-STAGE = re.compile(r"(?:(?:sos|stage|stadium|stade|estadio|stadio|grade|grad)[\s.:_-]*)*(\d+(?:\.0*)?|[ivIV]+)", re.IGNORECASE)
-DATE = re.compile(r"(\d{4})[-./]?(\d{2})[-./]?(\d{2})(?:[T ].*)?")
+STAGE = re.compile(r"(?:(?:sos|stage|stadium|stade|estadio|stadio|grade|grad)[\s.:_-]*)*(\d+(?:[.,]0*)?|[ivIV]+)", re.IGNORECASE)
+DATE = re.compile(r"(\d{4})[-./]?(\d\d|(?<=\D)\d(?=\D))[-./]?(\d\d|(?<=\D)\d)(?:[T ].*)?")
 DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?: .*)?")
 SLASHED = re.compile(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})(?: .*)?")
 BOXES = ("xyxy", "xywh", "centre")
@@ -108,10 +108,11 @@ class Rows:
         words = self.reading.values.get(target)
         if words is None:
             return None
-        for old, new in words.items():
-            if plain(old) == plain(text) or (_is_number(text) and _is_number(old) and _float(old) == _float(text)):
-                self.told[f"{target}: {old} read as {new or 'unknown'}"] += 1
-                return new
+        for look in (str.strip, str.casefold, _value, _without_accents):  # signs count always: 2, 2+ and 2- are three words
+            same = [old for old in words if look(old) == look(text)]
+            if len({words[old] for old in same}) == 1:
+                self.told[f"{target}: {same[0]} read as {words[same[0]] or 'unknown'}"] += 1
+                return words[same[0]]
         raise Unmapped(f"{target} {shown(text)} is not among the words of --values")
 
     def _word(self, target: str, text: str, known: dict[str, str]) -> str:
@@ -200,11 +201,11 @@ class Rows:
 
 
 def _stage(text: str) -> int | None:
-    """The number of a stage written as 3, 3.0, III, Ⅲ or 'Stage 3'."""
+    """The number of a stage written as 3, 3.0, 3,0, III, Ⅲ or 'Stage 3'."""
     found = STAGE.fullmatch(unicodedata.normalize("NFKC", text).strip())
     if not found:
         return None
-    return int(float(found[1])) if found[1][0].isdigit() else ROMAN.get(found[1].lower())
+    return int(_float(found[1])) if found[1][0].isdigit() else ROMAN.get(found[1].lower())
 
 
 def _is_number(text: str) -> bool:
@@ -213,6 +214,15 @@ def _is_number(text: str) -> bool:
 
 def _float(text: str) -> float:
     return float(text.replace(",", "."))
+
+
+def _value(text: str) -> float | str:
+    return _float(text) if _is_number(text) else text
+
+
+def _without_accents(text: str) -> str:
+    """`text` in small letters, without accents and white space."""
+    return "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not (c.isspace() or unicodedata.combining(c)))
 
 
 def _date_order(sheet: Sheet, texts: list[str]) -> str:

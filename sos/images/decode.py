@@ -26,13 +26,15 @@ def grey(dataset, index: int, record: dict) -> np.ndarray:
         return array[..., :3].astype(np.float32) @ LUMINANCE
     values = array.astype(np.float32)
     padding = _padding(array, dataset, index)
-    if record["inverted"]:  # complement within the bits stored, so that rescale gives the values of the positive
+    table = "ModalityLUTSequence" in dataset
+    if record["inverted"] and not table:  # complement within the bits stored, so that rescale gives the values of the positive
         bottom = -(2 ** (record["bits_stored"] - 1)) if array.dtype.kind == "i" else 0
         ends = (values.min() + values.max()) if array.dtype.kind == "f" else 2 * bottom + 2 ** record["bits_stored"] - 1
         np.subtract(np.float32(ends), values, out=values)
-    if "ModalityLUTSequence" in dataset:
-        stored = values.astype(array.dtype) if record["inverted"] else array
-        values = apply_modality_lut(stored, dataset).astype(np.float32)
+    if table:
+        values = apply_modality_lut(array, dataset).astype(np.float32)
+        if record["inverted"]:
+            np.negative(values, out=values)
     else:
         slope = functional(dataset, index, "PixelValueTransformationSequence", "RescaleSlope", 1)
         intercept = functional(dataset, index, "PixelValueTransformationSequence", "RescaleIntercept", 1)

@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -148,6 +149,9 @@ def spacing_of(dataset, index: int, notes: list[str]) -> tuple[float, float] | N
             notes.append(f"the pixel spacing is that {where}, not in the patient")
     if spacing is None or not ((spacing > 0.01) & (spacing < 20)).all():
         notes.append("the pixel spacing is missing" if spacing is None else "the pixel spacing is impossible and was ignored")
+        ratio = numbers(dataset, "PixelAspectRatio", 2)
+        if ratio is not None and max(ratio) > 1.02 * min(ratio) > 0:
+            notes.append(f"pixels are not square ({ratio[0]:.4g} to {ratio[1]:.4g})")
         return None
     if max(spacing) > 1.02 * min(spacing):
         notes.append(f"pixels are not square ({spacing[0]:.3g} × {spacing[1]:.3g} mm)")
@@ -164,6 +168,15 @@ def directions_of(dataset, index: int = 0) -> np.ndarray | None:
     if (abs(length - 1) > 0.05).any() or abs(pair[0] @ pair[1]) > 0.05:
         return None
     return pair / length[:, None]
+
+
+def upright(dataset, directions: np.ndarray | None) -> bool:
+    """Whether columns run from head to foot by the orientation, see `directions_of`, or else by PatientOrientation; also where neither tells."""
+    if directions is not None:
+        return bool(directions[1, 2] <= -0.7)
+    letters = dataset.get("PatientOrientation")
+    down = str(letters[1]) if isinstance(letters, MultiValue) and len(letters) == 2 else ""
+    return not down or down.startswith("F")
 
 
 def slice_distance(dataset) -> float | None:

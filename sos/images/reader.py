@@ -1,6 +1,7 @@
 """Any path to one grey image: DICOM file, folder with a DICOM series, PNG, JPEG or TIFF, told apart by content, never by name."""
 
 import io
+import logging
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -14,10 +15,13 @@ from .dicom import DicomImage, damage_of, looks_like_dicom, read_dicom, read_ser
 from .header import Bounded
 from .pixels import MAX_PIXELS, MAX_SCANS
 
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs what stands in tags
+
 DARK, BRIGHT = 0.005, 0.998  # shares of pixels below the grey values that become 0 and 1
 SMALLEST = 32  # pixels along the shorter side; below, it is an icon
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 ORIENTATION = 0x0112  # EXIF tag
+PHOTOMETRIC = 262  # TIFF tag
 SPARSE = 61  # pixels; a prime, so that every column is met
 STRIP, EDGE = 512, 32  # rows at once
 BORDER = 0.25  # of the longer side of a screenshot
@@ -97,7 +101,13 @@ def _read_screenshot(path: Path, kind: str) -> tuple[np.ndarray, dict]:
         if orientation not in (None, 1):
             notes.append(f"EXIF orientation {orientation} was ignored; pixels are as stored")
         if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
-            return np.asarray(image).astype(np.float32), record
+            values = np.asarray(image).astype(np.float32)
+            clear = image.info.get("transparency")
+            if clear is not None:
+                values[values == clear] = np.nan
+            if kind == "TIFF" and image.mode != "L" and image.tag_v2.get(PHOTOMETRIC) == 0:  # white is zero; Pillow turns 8 bits round itself
+                np.negative(values, out=values)
+            return values, record
         opaque = image.mode == "RGB" and "transparency" not in image.info
         layers = np.asarray(image if opaque else image.convert("LA" if image.mode in ("1", "LA") else "RGBA"))  # (h, w, c) uint8
     channels = [*np.moveaxis(layers, -1, 0)]

@@ -10,7 +10,8 @@ from .volume import DicomImage, Slice, Volume, facing, read_file, stack
 
 MAX_FILES = 20_000  # of one folder
 SCAN = ["SeriesInstanceUID", "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "ImageOrientationPatient", "PatientID",
-        "ImagePositionPatient", "InstanceNumber", "SpacingBetweenSlices", "SliceThickness", "PixelSpacing", "ImagerPixelSpacing"]
+        "ImagePositionPatient", "InstanceNumber", "SpacingBetweenSlices", "SliceThickness", "PixelSpacing", "ImagerPixelSpacing",
+        "PixelAspectRatio"]
 
 
 def read_series(folder) -> DicomImage | Volume:

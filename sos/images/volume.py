@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import ImageError
 from .decode import grey
-from .header import damage_of, directions_of, functional, read_header, slice_distance, spacing_of
+from .header import damage_of, directions_of, functional, read_header, slice_distance, spacing_of, upright
 from .pixels import MAX_VOXELS, describe
 
 
@@ -59,6 +59,8 @@ def read_file(dataset, path: Path) -> DicomImage | Volume:
             directions = directions_of(dataset)
             if directions is not None and abs(np.cross(*directions)[0]) < 0.8:
                 record["warnings"].append("the slice is not sagittal by its orientation; give a mid-sagittal slice or a whole volume")
+            elif not upright(dataset, directions):
+                record["warnings"].append("the head does not stand upright by its orientation; export it with the crown up")
             spacing = spacing_of(dataset, 0, record["warnings"])
     if record["frames"] > 1:
         return stack(slices, directions, spacing, record, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..cohort.manifest import read_rows
-from ..cohort.reviews import BOX, REVIEWS, SUSPECTS, about, add_review, apply_reviews, read_reviews
+from ..cohort.reviews import BOX, REVIEWS, SUSPECTS, about, add_review, apply_reviews, matched, read_reviews
 from ..errors import CohortError, ImageError
 from ..files import leads_out
 from ..images.reader import GreyImage, read_image
@@ -74,7 +74,7 @@ class ReviewSession:
         visible = reviews[reviews["who"] == self.who] if self.blind else reviews
         visible.attrs = reviews.attrs
         self.corrected, self.changes = apply_reviews(self.written, reviews, self.scheme)
-        self.reviews = visible
+        self.reviews = matched(visible, self.written)
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class ReviewSession:
         excluded = self.row not in self.corrected.index
         now = written if excluded else self.corrected.loc[self.row]
         box = None if now[BOX].isna().any() else tuple(float(edge) for edge in now[BOX])
-        stage = self._own_reading(reviews) if self.blind else None if pd.isna(now["stage"]) else int(now["stage"])
+        stage = self._own_reading(reviews) if self.blind else int(now["stage"]) if now["stage"] in self.scheme.labels else None
         return Case(self.row + 1, written["patient_id"], written["image"], stage, box, self._disputed(reviews), excluded,
                     "" if self.blind or self.suspects is None else self.suspects["reasons"].get(written["image"], ""), reviews)
 

@@ -7,11 +7,9 @@ Everything is a function of the seed, the patient's index and the difficulty: sa
 import csv
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import source_digest
+from ..cores import processes
 from ..errors import CohortError
 from .anatomy import Section, draw_section
 from .difficulty import Difficulty
@@ -165,8 +164,7 @@ def write_cohort(out, patients: int, seed: int, workers: int | None = None, prog
     if workers == 1:
         rows = list(_watched(map(write, jobs), patients, progress))
     else:
-        # an executor, not a Pool: where a script lacks its `if __name__ == "__main__":` guard, it fails, a Pool would hang
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with processes(workers) as pool:
             even = -(-patients // (4 * workers))  # so many in a batch that no worker is left alone for long
             rows = list(_watched(pool.map(write, jobs, chunksize=min(batch, even)), patients, progress))
     text = io.StringIO()

@@ -1,5 +1,7 @@
 """Tables of what was varied: the three terms, every other group of ablations, seeds, and the page of all open choices."""
 
+from statistics import mode
+
 import numpy as np
 import pandas as pd
 
@@ -7,8 +9,9 @@ from ..cohort.views import training_rows
 from ..choices import CHOICES, GROUPS, Ablation, Group
 from ..config import MODELS, Profile, RunConfig
 from .grid import has_cohort
-from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, chance, closed, columns, holm,
-                      p_value, rows, spread, summarise, summary_in, verdict, who, written)
+from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, chance, closed, columns, few,
+                      holm, p_value, rows, spread, summary_in, verdict, who, written)
+from .metrics import summarise
 from .runs import Run
 from .training import CLIP, WARM_UP
 
@@ -56,7 +59,7 @@ def ablation(results: Results, name: str = "terms") -> Table:
     data = pd.DataFrame(numbers)
     for metric in COMPARED:
         adjust(data, f"{metric}_difference")
-    shown = pd.DataFrame([_shown(row, name, results.profile.student) for row in data.to_dict("records")])
+    shown = pd.DataFrame([_shown(row, name, results.profile.student, results.profile.ablation_seeds) for row in data.to_dict("records")])
     return Table(called, title, data, shown, _notes(results, name, data))
 
 
@@ -85,7 +88,7 @@ def _gap(results: Results, varied: Ablation, row: str) -> dict[str, float]:
     return known
 
 
-def _shown(row: dict, name: str, student: RunConfig) -> dict:
+def _shown(row: dict, name: str, student: RunConfig, seeds: tuple[int, ...]) -> dict:
     full, reference = name == "terms", row["setting"] == row["reference"]
     other = "the full method" if full else "the reference"
 
@@ -98,6 +101,7 @@ def _shown(row: dict, name: str, student: RunConfig) -> dict:
     setting = row["setting"]
     if reference:
         setting += f", T = {student.temperature:g} (full method)" if full else " (reference)"
+    setting += few(row["seeds"], seeds)
     told = {"setting": setting, METRIC_NAMES["accuracy"]: text("accuracy"), f"accuracy against {other}": against("accuracy"),
             METRIC_NAMES["kappa"]: text("kappa")}
     looked = row["role"] != "teacher"
@@ -109,12 +113,10 @@ def _shown(row: dict, name: str, student: RunConfig) -> dict:
 
 
 def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
-    group, profile = GROUPS[name], results.profile
+    profile, varied = results.profile, results.profile.ablations()[name]
     tests = int(data["accuracy_difference_p"].notna().sum())
     against = f"the full method, {FULL}" if name == "terms" else "the profile's own setting of the same network (reference)"
-    each = {role: getattr(profile, role).epochs for role in group.roles}
-    epochs = ", ".join(f"{SAID[role]} {n}" for role, n in each.items()) if len(set(each.values())) > 1 else each[group.roles[0]]
-    notes = [who(results, profile.ablation_seeds) + f" Epochs of training in every row: {epochs}.",
+    notes = [who(results, profile.ablation_seeds) + f" Epochs of training {_epochs({row: configs[0] for row, configs in varied.rows.items()})}.",
              f"Differences are to {against}, in percentage points. p: paired bootstrap, adjusted by Holm's method for the "
              f"comparisons in the column ({tests} of accuracy); not significant where p is not below {SIGNIFICANT}."]
     if name == "terms":
@@ -127,6 +129,16 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
         notes.append("Patients are drawn anew for each seed, by stage; those of a smaller share are among those of a larger one. Each image is seen "
                      "the more often, so that all rows take as many steps. Validation patients keep their labels.")
     return tuple(notes)
+
+
+def _epochs(rows: dict[str, RunConfig]) -> str:
+    """How long the rows of a group are trained: of all or of each role alike, or of the most, and then of those that differ."""
+    of_role = {config.role: config.epochs for config in rows.values()}
+    if len(set(of_role.values())) > 1 and all(config.epochs == of_role[config.role] for config in rows.values()):
+        return "in every row: " + ", ".join(f"{SAID[role]} {n}" for role, n in of_role.items())
+    most = mode(config.epochs for config in rows.values())
+    others = [f"{row} {config.epochs}" for row, config in rows.items() if config.epochs != most]
+    return f"in every row: {most}" + (f", but {'; '.join(others)}" if others else "")
 
 
 def ablation_findings(table: Table) -> list[str]:
@@ -166,7 +178,7 @@ def effects(results: Results) -> Table:
         known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
         shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
     notes = (who(results, results.profile.ablation_seeds), "Mean of the differences with and without the term, over all subsets of the other terms "
-             f"but the empty one; p adjusted by Holm's method for {len(shown)} terms.", *chance(results.profile.ablation_seeds))
+             f"{'but the empty one' if results.profile.without_labels else 'that hold L_cls'}; p adjusted by Holm's method for {len(shown)} terms.", *chance(results.profile.ablation_seeds))
     return Table("effects", "What each term adds", data, rows(shown, "term"), notes)
 
 
@@ -197,7 +209,7 @@ def networks(results: Results) -> Table:
         told = {metric: written(summary_in(row, metric) if row["seeds"] else {}, metric) for metric in ("accuracy", "kappa", "pointing")
                 if _has(configs[row["network"]][0], metric)}
         against = "reference" if row["network"] == row["reference"] else verdict(row["difference_value"], row["difference_p_holm"])
-        shown.append({"network": row["network"], METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
+        shown.append({"network": row["network"] + few(row["seeds"], results.profile.network_seeds), METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
                       METRIC_NAMES["kappa"]: told["kappa"], METRIC_NAMES["pointing"]: told.get("pointing", "")})
     notes = (who(results, results.profile.network_seeds), "Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for "
              f"{tests} comparisons.", *chance(results.profile.network_seeds))
@@ -224,7 +236,7 @@ def seeds(results: Results) -> Table:
         sure = sum(p_value(values) < SIGNIFICANT for values in each.values())
         numbers.append({"who": name, "seeds": len(each), **known, "sd": sd, **{f"lowest_{key}": value for key, value in low.items()},
                         **{f"highest_{key}": value for key, value in high.items()}, **({"significant": sure} if signed else {})})
-        shown[name] = {"mean over seeds": written(known, "accuracy", signed), "SD over seeds": f"{100 * sd:.1f}" if len(each) > 1 else "one seed",
+        shown[name + few(len(each), results.profile.seeds)] = {"mean over seeds": written(known, "accuracy", signed), "SD over seeds": f"{100 * sd:.1f}" if len(each) > 1 else "one seed",
                        "lowest seed alone": written(low, "accuracy", signed), "highest seed alone": written(high, "accuracy", signed),
                        "significant alone": f"{sure} of {len(each)}" if signed else ""}
     notes = (who(results), "Accuracy, %; differences in percentage points, paired, of networks of the same seed. SD over seeds is what training by "
@@ -249,8 +261,8 @@ def choices(results: Results) -> Table:
         numbers.append({"setting": setting, "value": _value(results.profile, setting), "whose": choice.whose, "reason": choice.reason,
                         "groups": " ".join(choice.groups), "accuracy when varied": said})
     data = pd.DataFrame(numbers)
-    notes = (who(results, results.profile.ablation_seeds), "A row that an ablation varies says how many of the student's other settings differ "
-             "significantly in accuracy, and the largest difference, in percentage points, p adjusted by Holm's method within the ablation.",
+    notes = (who(results, results.profile.ablation_seeds, sd=False), "A row that an ablation varies says how many of the other settings differ (of the "
+             "student, where other networks are varied too) significantly in accuracy, and the largest difference, in percentage points, p adjusted by Holm's method within the ablation.",
              *chance(results.profile.ablation_seeds))
     return Table("choices", "What the paper's public record leaves open", data, data.drop(columns="groups"), notes)
 
@@ -260,7 +272,7 @@ def finding(table: Table) -> str:
     if "role" not in table.data:
         return NOT_YET
     tested = table.data[table.data["accuracy_difference_p_holm"].notna()]
-    if table.name != "ablation":  # of the terms the plain network is a row, too
+    if len(GROUPS.get(table.name.removeprefix("ablation_"), GROUPS["terms"]).roles) > 1:  # where it varies other networks too
         tested = tested[tested["role"] == "student"]
     if tested.empty:
         return NOT_YET

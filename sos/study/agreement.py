@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from ..cohort.reviews import about
+from ..cohort.reviews import about, matched
 from ..errors import CohortError
 from ..stages import StagingScheme
 from .metrics import interval, resamples
@@ -15,15 +15,21 @@ MANIFEST = "manifest"  # what its own stages are called among the readers
 COLUMNS = ("one", "other", "images", "agreement", "kappa", "low", "high")
 
 
-def readings(table: pd.DataFrame, reviews: pd.DataFrame) -> pd.DataFrame:
+def readings(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingScheme) -> pd.DataFrame:
     """The last stage that each reader gave, one row an image (index as in `table`), one column a reader, NaN where they gave none.
 
     table: a manifest's rows as written. A review 'stage' or 'reading' is a reading; readings win over stages of the same reader, which may have
-    been given after a look at the label. The manifest's own stages are the column `manifest`. Raises CohortError for a reader of that name.
+    been given after a look at the label. The manifest's own stages are the column `manifest`. Raises CohortError for a reader of that name, and
+    for a stage that counts and is not in the scheme.
     """
+    known = ", ".join(map(str, scheme.labels))
+    for row, stage in table["stage"].dropna().items():
+        if stage not in scheme.labels:
+            raise CohortError(f"the manifest's stage {stage:g} of {table.at[row, 'image']} is not in the scheme '{scheme.name}' ({known}); "
+                              "correct it, or choose another scheme")
     if (reviews["who"] == MANIFEST).any():
         raise CohortError(f"a reader is called '{MANIFEST}', as the stages of the manifest are; give the reader another name in reviews.csv")
-    spoken = reviews[reviews["field"].isin(["stage", "reading"])]
+    spoken = matched(reviews[reviews["field"].isin(["stage", "reading"])], table)
     found = {}
     for who, own in spoken.groupby("who", sort=True):
         blind = own[own["field"] == "reading"]
@@ -32,7 +38,10 @@ def readings(table: pd.DataFrame, reviews: pd.DataFrame) -> pd.DataFrame:
             said = about(blind, patient, image)
             said = said if len(said) else about(own, patient, image)
             if len(said):
-                column[row] = int(said["value"].iloc[-1])
+                column[row] = stage = int(said["value"].iloc[-1])
+                if stage not in scheme.labels:
+                    raise CohortError(f"{reviews.attrs.get('path', 'reviews')}, line {said.index[-1]}: {who}'s stage {stage} is not in the scheme "
+                                      f"'{scheme.name}' ({known}); correct it with another review, or choose another scheme")
         found[who] = column
     return pd.DataFrame(found | {MANIFEST: table["stage"]}, index=table.index)
 
@@ -43,7 +52,7 @@ def agreement(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingScheme,
     Columns: one, other, images, agreement (share of the same stage), kappa (Cohen's, quadratic weights), low, high (its 95 % bootstrap interval over
     patients). NaN where a pair shares no image, or where kappa is not defined, both having given one and the same stage throughout.
     """
-    read = readings(table, reviews)
+    read = readings(table, reviews, scheme)
     rows = []
     for one, other in combinations(read, 2):
         both = read[[one, other]].dropna().astype(int)
@@ -76,7 +85,7 @@ def fleiss_kappa(table: pd.DataFrame, reviews: pd.DataFrame, scheme: StagingSche
 
     Returns readers, images and kappa, which is NaN with fewer than three readers, without such an image, or where only one stage was given.
     """
-    read = readings(table, reviews).drop(columns=MANIFEST)
+    read = readings(table, reviews, scheme).drop(columns=MANIFEST)
     whole = read.dropna()
     result = {"readers": read.shape[1], "images": len(whole), "kappa": float("nan")}
     if read.shape[1] >= 3 and len(whole):

@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,8 @@ def cluster(workers: int | None = None, runs_per_gpu: int | None = None, schedul
             return
         if slurm:
             ours = stack.enter_context(slurm_cluster(slurm, runs_per_gpu))
+            if not shutil.which("sbatch"):
+                raise ConfigError("--slurm: there is no sbatch on this machine; start this on a login node of the cluster")
             ours.adapt(minimum_jobs=workers or 1, maximum_jobs=workers or 1)  # unlike scale(), puts a new job in place of one that has ended
         else:
             board = find_spec("bokeh") is not None
@@ -151,7 +154,7 @@ def slurm_cluster(settings: list[str], runs_per_gpu: int | None = None):
         return SLURMCluster(**options)
     except KeyError:
         raise ConfigError("--slurm needs cores and memory of a job at least, such as cores=8 memory=32GB walltime=04:00:00") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"--slurm {' '.join(settings)}: {str(error).splitlines()[0]}") from None
 
 

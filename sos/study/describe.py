@@ -35,17 +35,20 @@ def _ages(age_y: pd.Series) -> dict[str, str]:
     known = age_y.dropna()
     if known.empty:
         return {"age_y mean ± SD": "unknown", "age_y range": ""}
-    return {"age_y mean ± SD": f"{known.mean():.1f} ± {known.std(ddof=0):.1f}", "age_y range": f"{known.min():.1f}–{known.max():.1f}"}
+    sd = f" ± {known.std():.1f}" if len(known) > 1 else ""
+    return {"age_y mean ± SD": f"{known.mean():.1f}{sd}", "age_y range": f"{known.min():.1f}–{known.max():.1f}"}
 
 
 def split_table(cohort: Cohort) -> pd.DataFrame:
-    """One row a split: images, patients, patients also in another split (must be 0), share of female patients, mean age, share of each stage in %."""
+    """One row a split: images, patients, patients also in another split (must be 0), share of female patients among those of known sex, mean age,
+    share of each stage in %."""
     rows = []
     for split in SPLITS:
         part = cohort.subset(split)
+        sex = part.loc[part["sex"].isin(["F", "M"]), "sex"]
         elsewhere = set(cohort.table.loc[cohort.table["split"] != split, "patient_id"])
         rows.append({"split": split, "images": len(part), "patients": part["patient_id"].nunique(),
-                     "patients also elsewhere": len(set(part["patient_id"]) & elsewhere), "F %": 100 * (part["sex"] == "F").mean(),
+                     "patients also elsewhere": len(set(part["patient_id"]) & elsewhere), "F %": 100 * (sex == "F").mean(),
                      "mean age_y": part["age_y"].mean(),
                      **{f"stage {label} %": 100 * (part["stage"] == label).mean() for label in cohort.scheme.labels}})
     return pd.DataFrame(rows).set_index("split").round(1)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 ECE_BINS = 10
+INFLATED = ("ece", "ece_scaled")  # metrics that chance makes larger, in each resample once more: see `interval`
 AT_ONCE = 2**21  # counts, 16 MiB: so many resamples of a large cohort are drawn and measured together
 
 
@@ -72,7 +73,7 @@ def resamples(patients: pd.Series, n: int, seed: int = 0) -> np.ndarray:
 def measure(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """All metrics of a predictions table: name → value, low, high (95 % interval over `bootstrap` resamples of patients)."""
     point, (spread,) = _all(table, np.ones((1, len(table)))), _resampled([table], bootstrap, seed)
-    return {name: {"value": float(point[name][0]), **interval(spread[name])} for name in point}
+    return {name: summarise(np.append(point[name], spread[name]), name) for name in point}
 
 
 def difference(a: pd.DataFrame, b: pd.DataFrame, metric: str, bootstrap: int, seed: int = 0) -> dict[str, float]:
@@ -110,13 +111,26 @@ def paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     return a.sort_values("image", ignore_index=True), b.sort_values("image", ignore_index=True)
 
 
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Percentile interval of 95 %, resamples without a value left out."""
+def summarise(values: np.ndarray, metric: str = "") -> dict[str, float]:
+    """value, low, high of an array whose first number is the value of `metric` and the others its resamples."""
+    value = float(values[0])
+    return {"value": value, **interval(values[1:], value if metric in INFLATED else None)}
+
+
+def interval(values: np.ndarray, inflated: float | None = None) -> dict[str, float]:
+    """Percentile interval of 95 %, resamples without a value left out.
+
+    inflated: the value itself of a metric of INFLATED. A calibration error adds up sizes of differences, to which chance adds, and a resample has
+    the chance of its images and its own: percentiles lie too high. The interval is then the basic one (resamples reflected at the value; Davison
+    and Hinkley 1997), at least as wide as to hold the value, and not below 0.
+    """
     values = values[np.isfinite(values)]
     if not len(values):
         return {"low": float("nan"), "high": float("nan")}
-    low, high = np.percentile(values, [2.5, 97.5])
-    return {"low": float(low), "high": float(high)}
+    low, high = map(float, np.percentile(values, [2.5, 97.5]))
+    if inflated is not None:
+        low, high = min(inflated, max(0.0, 2 * inflated - high)), max(inflated, 2 * inflated - low)
+    return {"low": low, "high": high}
 
 
 def probability_columns(table: pd.DataFrame) -> list[str]:
@@ -149,7 +163,7 @@ def _ratio(a, b):
 
 
 def _auroc(target, probabilities, counts):
-    """Mean over stages of one-against-rest AUROC, stages absent from a resample left out; ties count half.
+    """Mean over stages of one-against-rest AUROC, stages absent from a resample left out; nan where that leaves none. Ties count half.
 
     A share of pairs that are in order (Mann and Whitney), counted by sorting: below each image of the stage lie the others that come before it."""
     values = []
@@ -170,4 +184,4 @@ def _auroc(target, probabilities, counts):
         return np.full(len(counts), np.nan)
     stacked = np.stack(values)
     there = np.isfinite(stacked)
-    return np.where(there, stacked, 0).sum(0) / np.maximum(there.sum(0), 1)
+    return np.divide(np.where(there, stacked, 0).sum(0), there.sum(0), out=np.full(len(counts), np.nan), where=there.any(0))

@@ -37,15 +37,16 @@ def _accuracy(study: Study, table: pd.DataFrame) -> str:
 
 
 def imbalance(study: Study, run: Run, share: float = 0.8) -> pd.DataFrame:
-    """Metrics of a network on the held-out images, and on a clinic's in which the last stage makes up `share` of all, by weighting the same answers;
-    beside it those of somebody who always names the last stage."""
+    """Metrics of a network on the held-out images, and on a clinic's in which the last stage that is among them makes up `share` of all, by
+    weighting the same answers; beside it those of somebody who always names that stage. Held-out images of one stage alone have no such clinic."""
     test = run.test
     target, probabilities = test["target"].to_numpy(int), test[probability_columns(test)].to_numpy(float)
-    last = target == probabilities.shape[1] - 1
-    clinic = np.where(last, share / last.mean(), (1 - share) / (1 - last.mean()))
-    always = np.eye(probabilities.shape[1])[np.full(len(target), probabilities.shape[1] - 1)]
-    rows = {}
-    for name, weights in (("as held out", np.ones(len(test))), (f"{share:.0%} of the last stage", clinic)):
+    last = target == target.max()
+    always = np.eye(probabilities.shape[1])[np.full(len(target), target.max())]
+    mixtures, rows = {"as held out": np.ones(len(test))}, {}
+    if not last.all():
+        mixtures[f"{share:.0%} of the last stage"] = np.where(last, share / last.mean(), (1 - share) / (1 - last.mean()))
+    for name, weights in mixtures.items():
         for who, answer in (("network", probabilities), ("always the last stage", always)):
             values = staging_metrics(target, answer, weights[None])
             rows[f"{name}: {who}"] = {title: f"{(100 if title.endswith('%') else 1) * values[key][0]:.{1 if title.endswith('%') else 2}f}"

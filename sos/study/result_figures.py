@@ -13,13 +13,14 @@ from ..cohort.cameras import MEAN, STD
 from ..cohort.views import Views
 from ..method.cam import unit_mass
 from ..method.distill import TERMS
-from . import attention, cohort_figures, difficulty, figures, trust, zoom_figures
+from . import attention, cohort_figures, difficulty, drawings, figures, trust, zoom_figures
 from .ablation_figures import ablation_figures
 from .ablations import ablation
 from .attention import look, still_pictures, windows
 from .figures import (COLUMN, CONTROL_COLOUR, GREY, HEAT, PAGE, ROLE_COLOURS, ROLE_MARKERS, SEX_COLOURS, SEX_NAMES, caption, draw_box,
                       example_rows, journal, letters, overlay, people, tight)
-from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, STUDENTS, Results, Table, closed, over_seeds, summarise, written
+from .metrics import summarise
+from .results import METRIC_NAMES, NOT_YET, ROLE_NAMES, STUDENTS, Results, Table, closed, few, over_seeds, written
 from .runs import Run
 from .tables import by_difficulty, controls
 from .training import Study, frame_boxes
@@ -367,6 +368,8 @@ def catalogue(study: Study, results: Results) -> dict[str, Callable[[], Figure]]
         "fig21_two_looks": lambda: zoom_figures.two_looks(study, next(iter(groups["zoom"].values()))),
         "fig22_aiming": lambda: zoom_figures.aiming(study, list(groups["zoom"].values())),
         "fig20_trust": lambda: trust_panels(results),
+        "fig23_drawing": drawings.anatomy,
+        "fig24_method": drawings.method,
         "fig_main": lambda: main_result(study, results),
     }
     if cohort.virtual:
@@ -436,12 +439,12 @@ def _gap(ax, results: Results) -> None:
 
 
 def _tested(results: Results) -> str:
-    runs = [run for group in results.roles().values() for run in group.values()]
-    seeds = len(results.profile.seeds)
-    if not runs:
-        return "not yet run"
-    n = people(runs[0].record["virtual"], runs[0].test["patient_id"].nunique())
-    return f"n = {n}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    groups, seeds = [runs for runs in results.roles().values() if runs], results.profile.seeds
+    if not groups:
+        return NOT_YET
+    run, fewest = next(iter(groups[0].values())), min(map(len, groups))
+    n = people(run.record["virtual"], run.test["patient_id"].nunique())
+    return f"n = {n}, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}" + few(fewest, seeds).replace("(", "(at least ")
 
 
 def _grey(view: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..config import MODELS, RunConfig
 from ..files import note_result
 from . import trust
 from .grid import find, has_cohort
-from .metrics import attention_metrics, interval, probability_columns, resamples, staging_metrics
+from .metrics import attention_metrics, probability_columns, resamples, staging_metrics, summarise
 from .runs import Run
 from .training import Study
 
@@ -81,7 +81,7 @@ class Results:
 
     def summary(self, runs: dict[int, Run], metric: str) -> dict[str, float]:
         """value, low, high, the standard deviation over seeds (nan with one), and how many seeds."""
-        return summarise(self.mean(runs, metric)) | spread([self.sampled(run)[metric][0] for run in runs.values()])
+        return summarise(self.mean(runs, metric), metric) | spread([self.sampled(run)[metric][0] for run in runs.values()])
 
     def paired(self, function: Callable, metric: str, *groups: dict[int, Run]) -> np.ndarray | None:
         """(1 + bootstrap,) of a function of the seed means of groups of runs, over the seeds that all have; None without one."""
@@ -137,11 +137,6 @@ def sample(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, np.n
     if columns:
         values |= staging_metrics(table["target"].to_numpy(int), table[columns].to_numpy(float), counts)
     return values
-
-
-def summarise(values: np.ndarray) -> dict[str, float]:
-    """value, low, high of an array whose first number is the value and the others its resamples."""
-    return {"value": float(values[0]), **interval(values[1:])}
 
 
 def p_value(values: np.ndarray) -> float:
@@ -267,12 +262,18 @@ def machine_said(record) -> str:
     return f"{record['processor']}, {record['threads']} thread{'' if record['threads'] == 1 else 's'}"
 
 
-def who(results: Results, seeds: tuple[int, ...] | None = None) -> str:
-    """On how many held-out patients the main runs were tested, and what a cell of a table holds. seeds: its rows', the main runs' where None."""
+def few(found: int, seeds: tuple[int, ...]) -> str:
+    """What a table adds to the name of a mean that lacks some of its seeds, ` (2 of 3 seeds)`; nothing where all or none are there."""
+    return f" ({found} of {len(seeds)} seeds)" if 0 < found < len(seeds) else ""
+
+
+def who(results: Results, seeds: tuple[int, ...] | None = None, sd: bool = True) -> str:
+    """On how many held-out patients the main runs were tested, and what a cell of a table holds. seeds: its rows', the main runs' where None; sd:
+    whether it holds a standard deviation where there are several."""
     runs = [run for group in results.roles().values() for run in group.values()]
     if not runs:
         return "No finished runs yet."
     people = f"{runs[0].test['patient_id'].nunique()} held-out {'virtual patients' if runs[0].record['virtual'] else 'patients'}."
     count = len(results.profile.seeds if seeds is None else seeds)
-    over = f"mean of {count} seeds; SD over seeds" if count > 1 else "one seed"
+    over = f"mean of {count} seeds{'; SD over seeds' if sd else ''}" if count > 1 else "one seed"
     return f"{people} Value (95 % bootstrap interval over patients, {results.profile.bootstrap:,} resamples), {over}."

@@ -113,7 +113,7 @@ class Run:
     @cached_property
     def temperature_scale(self) -> float:
         """The T that calibrates the mean of an image's answer and its mirror image's, and so `sos predict`, fitted on the validation split; 1
-        where that is tiny. A mean of two answers is less sure than either, so the T of an image alone would not do."""
+        where that is tiny. The mean is less sure than the two answers are on average, so the T of an image alone would not do."""
         from .trust import fit_temperature
 
         return fit_temperature(self.split("valid", "both"))
@@ -227,8 +227,8 @@ def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
 
 
 RELEASED = _PACKAGE / "weights"  # the student that ships with the package

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import CROP_TEACHER, PLAIN, PUBLISHED, TWICE, get_profile, home, runs_dir
+from ..config import CROP_TEACHER, PLAIN, PUBLISHED, TAUGHT_ROLES, TWICE, get_profile, home, runs_dir
 from ..errors import ConfigError, RunError
 from ..files import note_result, show_in_readme
 from . import attention, difficulty
@@ -20,8 +20,9 @@ from .ablations import ablation, choices, effects, networks, seeds
 from .describe import ceiling
 from .grid import has_cohort
 from .latency import read_latency
+from .metrics import summarise
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, STAGING, STUDENTS, TESTED, TRUST, Results, Table, adjust, closed,
-                      columns, machine_said, over_seeds, p_value, p_written, sample, shared_seeds, spread, summarise, summary_in, verdict, written)
+                      columns, few, machine_said, over_seeds, p_value, p_written, sample, shared_seeds, spread, summary_in, verdict, written)
 from .results import rows as _rows
 from .results import who as _who
 from .runs import Run, training_code
@@ -30,6 +31,8 @@ from .trust import FEWEST, LEAST_KEPT
 
 SEEN = {"as_is": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
+INFLATION = ("Chance makes a calibration error larger, the more so the fewer images: a small one cannot be told from 0. Its interval is a basic bootstrap "
+             "interval, which allows for that.")
 PAPER_COLUMN = "published student (723 real patients; not comparable)"
 
 
@@ -41,13 +44,13 @@ def headline(results: Results) -> Table:
         for role, runs in results.roles().items():
             known = results.summary(runs, name) if runs else {}
             numbers.append({"metric": name, "model": role, **known})
-            row[ROLE_NAMES[role]] = written(known, name)
+            row[ROLE_NAMES[role] + few(len(runs), results.profile.seeds)] = written(known, name)
         row[PAPER_COLUMN] = f"{100 * PAPER_STUDENT[name]:.2f}" if name in PAPER_STUDENT else "not published"
     published = "published student, 723 real patients"
     numbers += [{"metric": name, "model": published, "value": value} for name, value in PAPER_STUDENT.items()]
     notes = (_who(results) + " Precision, recall and F1 are weighted by the stages' frequencies, as in the paper.",
              "The published student (Milani et al. 2025) was tested on images of real patients, other images of another difficulty: its "
-             "column says what the paper reports, not how well it is reproduced here.", *_ceiling_note(results))
+             "column says what the paper reports, not how well it is reproduced here.", INFLATION, *_ceiling_note(results))
     return Table("headline", "Staging on held-out images", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
 
 
@@ -75,20 +78,25 @@ def comparisons(results: Results) -> Table:
                      ("teacher", "baseline")):
             known = results.contrast(name, np.subtract, groups[a], groups[b])
             numbers.append({"metric": name, "quantity": f"{a} - {b}", **known})
-            row[f"{SAID[a]} − {SAID[b]}"] = written(known, name, signed=True)
+            row[f"{SAID[a]} − {SAID[b]}{few(known.get('seeds', 0), results.profile.seeds)}"] = written(known, name, signed=True)
         for model in STUDENTS if name != "stage_error" else ():
             gap = results.contrast(name, closed, *(groups[role] for role in (model, "baseline", "teacher")))
             gap.pop("p", None)  # a test of the ratio against 0 would say no more than that of the difference
             numbers.append({"metric": name, "quantity": f"gap closed by {model}", **gap})
-            row[f"gap closed by {SAID[model]}"] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
+            row[f"gap closed by {SAID[model]}{few(gap.get('seeds', 0), results.profile.seeds)}"] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
     notes = [_who(results) + " Differences are paired: the same resamples of the same patients for both models.",
              "Gap closed = (student − plain) / (teacher − plain); no gap: the teacher is not better than the plain network."]
-    undefined = results.paired(closed, "accuracy", *(groups[role] for role in ("student", "baseline", "teacher")))
-    if undefined is not None and np.isnan(undefined[1:]).any():
-        share = 100 * np.isnan(undefined[1:]).mean()
-        notes.append(f"In {share:.1f} % of the resamples the teacher is not more accurate than the plain network; the interval of the gap closed "
-                     "leaves them out and is too narrow by that.")
+    notes += _undefined(results, ("accuracy", "macro_f1", "kappa"))
     return Table("comparisons", "Differences between the models", pd.DataFrame(numbers), _turned(shown), tuple(notes))
+
+
+def _undefined(results: Results, metrics: tuple[str, ...]) -> list[str]:
+    """The note on resamples in which there is no gap to close, by metric; none where there are none."""
+    shares = {metric: np.mean(lost <= 0) for metric in metrics
+              if (lost := results.paired(np.subtract, metric, results.role("teacher"), results.role("baseline"))) is not None}
+    said = ", ".join(f"{100 * share:.1f} % ({METRIC_NAMES[metric].split(',')[0]})" for metric, share in shares.items() if share)
+    return [f"In {said} of the resamples the teacher is not better than the plain network; the interval of the gap closed leaves them out and is too "
+            "narrow by that."] if said else []
 
 
 def competitors(results: Results) -> Table:
@@ -112,7 +120,7 @@ def competitors(results: Results) -> Table:
         numbers.append(row | {key: timed.get(key, np.nan) for key in ("median_ms", "low_ms", "high_ms")})
     data = pd.DataFrame(numbers)
     tests = adjust(data, "difference")
-    shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]], len(results.profile.seeds)) for row in data.to_dict("records")])
+    shown = pd.DataFrame([_competitor_row(row, gaps[row["model"]], results.profile.seeds) for row in data.to_dict("records")])
     notes = (_who(results) + " Gap closed: in accuracy. Pointing game: of a network its Grad-CAM's peak, of a detector the centre of the found "
              "box, inside the expert's.",
              f"Missed: no box with a score above {results.profile.detector.min_score:g}; the image stays in, as a wrong answer.",
@@ -125,14 +133,13 @@ def _has(results: Results, runs: dict[int, Run], metric: str) -> bool:
     return bool(runs) and metric in results.sampled(next(iter(runs.values())))
 
 
-def _competitor_row(row: dict, gap: str, seeds: int) -> dict:
+def _competitor_row(row: dict, gap: str, seeds: tuple[int, ...]) -> dict:
     def text(metric):
         return NOT_YET if not row["seeds"] else "–" if np.isnan(row[f"{metric}_value"]) else written(summary_in(row, metric), metric)
 
     took = "{median_ms:.1f} ({low_ms:.1f} to {high_ms:.1f})".format(**row) if np.isfinite(row["median_ms"]) else NOT_YET
     person = " and a person" if row["person"] and took != NOT_YET else ""
-    few = f" ({row['seeds']} of {seeds} seeds)" if 0 < row["seeds"] < seeds else ""
-    return {"model": row["model"] + few, METRIC_NAMES["accuracy"]: text("accuracy"),
+    return {"model": row["model"] + few(row["seeds"], seeds), METRIC_NAMES["accuracy"]: text("accuracy"),
             f"accuracy against the {TWICE}": "reference" if row["reference"] else verdict(row["difference_value"], row["difference_p_holm"]),
             METRIC_NAMES["kappa"]: text("kappa"), "gap closed": gap if row["seeds"] else NOT_YET, METRIC_NAMES["pointing"]: text("pointing"),
             METRIC_NAMES["missed"]: text("missed"), "time an image, ms": took + person}
@@ -162,8 +169,8 @@ def localisation(results: Results) -> Table:
             beyond = {metric: results.mean(groups[model], metric) - still["mean position"][metric] for metric in ATTENTION}
             known[f"{SAID[model]} − mean position"] = {metric: summarise(values) | {"p": p_value(values)} for metric, values in beyond.items()}
     numbers = [{"map": name, "metric": metric, **values} for name, row in known.items() for metric, values in row.items()]
-    shown = {name: {METRIC_NAMES[metric]: written(values, metric, signed="−" in name) for metric, values in row.items()}
-             for name, row in known.items()}
+    shown = {name + few(row["pointing"].get("seeds", 0), results.profile.seeds):
+             {METRIC_NAMES[metric]: written(values, metric, signed="−" in name) for metric, values in row.items()} for name, row in known.items()}
     notes = (_who(results) + " Grad-CAM explains the decided stage, on images seen still and whole; the box is the expert's.",
              "The map of the two-look student covers the window that it chose itself, and nothing outside. Controls: a network that has not been trained; mean position, one map for all images, the share of training boxes that "
              "cover each place; an edge filter of the image itself; smoothed noise.")
@@ -184,7 +191,7 @@ def mirror(results: Results) -> Table:
     numbers, shown = [], {}
     asked = [(metric, seen) for metric in ("accuracy", "kappa") for seen in SEEN] + [("pointing", "mirrored")]
     for role, runs in results.roles().items():
-        row = shown[ROLE_NAMES[role]] = {}
+        row = shown[ROLE_NAMES[role] + few(len(runs), results.profile.seeds)] = {}
         for metric, seen in asked:
             title = f"{METRIC_NAMES[metric]}, {SEEN[seen]}"
             if metric == "pointing" and role == "teacher":
@@ -197,7 +204,7 @@ def mirror(results: Results) -> Table:
             numbers.append({"model": role, "metric": metric, "seen": seen, **known})
             row[title] = written(known, metric) + ("" if change is None else f"; {p_written(known['change_p'])}")
     flips = ", ".join(f"{name} {getattr(results.profile, role).flip:g}" for role, name in ROLE_NAMES.items())
-    notes = (_who(results) + f" Probability that training mirrored an image: {flips}. p: against the images as they are, paired.", "Both: probabilities for an image and for its mirror image averaged, which is how `sos predict` reads an image.")
+    notes = (_who(results, sd=False) + f" Probability that training mirrored an image: {flips}. p: against the images as they are, paired.", "Both: probabilities for an image and for its mirror image averaged, which is how `sos predict` reads an image.")
     return Table("mirror", "Mirror images of the held-out images", pd.DataFrame(numbers), _rows(shown, "model"), notes)
 
 
@@ -213,33 +220,37 @@ def trust(results: Results) -> Table:
     for metric, title in TRUST.items():
         row = shown[title] = {}
         for name, values in columns.items():
-            known = {}
-            if metric in values:
-                each = values[metric][:, 0]
-                known = summarise(over_seeds(values[metric])) | spread(each[np.isfinite(each)].tolist())
+            known = _over_finite(values[metric], metric) if metric in values else {}
             numbers.append({"model": name, "metric": metric, **known})
-            row[name] = _trusted(known, metric) if known or not values else "–"
+            row[name] = _trusted(known, metric, results.profile.seeds) if known or not values else "–"
         name = "student − plain network"
         row[name] = "" if seeds else NOT_YET
         if metric in pair[0] and not metric.startswith(("temperature", "threshold", "label")):
-            change = over_seeds(pair[0][metric]) - over_seeds(pair[1][metric])
-            known = summarise(change) | {"p": p_value(change)}
+            change = pair[0][metric] - pair[1][metric]
+            known = _over_finite(change) | {"p": p_value(over_seeds(change))}
+            known.pop("sd")
             numbers.append({"model": name, "metric": metric, **known})
-            row[name] = _trusted(known, metric, signed=True)
+            row[name] = _trusted(known, metric, results.profile.seeds, signed=True)
     notes = (_who(results) + f" Temperature T (1 with fewer than {FEWEST} images) and thresholds come from the validation split. Threshold: the "
              f"lowest confidence from which on the target is met there by at least {LEAST_KEPT} images; without one all are referred to a person. "
              "–: no image kept or referred, or age unknown.",
              "AURC: share of wrong answers among the surest, mean over all numbers of answers kept. Rows below Brier score: scaled probabilities. "
-             "Student − plain network: paired. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it.")
+             "Student − plain network: paired, of the seeds that have both values. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it.", INFLATION)
     return Table("trust", "May one trust a single answer?", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
 
 
-def _trusted(known: dict, metric: str, signed: bool = False) -> str:
+def _over_finite(values: np.ndarray, metric: str = "") -> dict[str, float]:
+    """Summary of (seeds, 1 + bootstrap) over the seeds that have a finite value, and how many have."""
+    each = values[:, 0]
+    return summarise(over_seeds(values), metric) | spread(each[np.isfinite(each)].tolist())
+
+
+def _trusted(known: dict, metric: str, seeds: tuple[int, ...], signed: bool = False) -> str:
     if known and not np.isfinite(known["value"]):
         return "all referred" if metric.startswith("threshold") else "–"
     if known and metric.startswith(("temperature", "threshold")):  # fitted on other images: the interval of the held-out ones is none of theirs
-        return f"{known['value']:.2f}" + (f", SD {known['sd']:.2f}" if np.isfinite(known["sd"]) else "")
-    return written(known, metric, signed)
+        return f"{known['value']:.2f}" + (f", SD {known['sd']:.2f}" if np.isfinite(known["sd"]) else "") + few(known["seeds"], seeds)
+    return written(known, metric, signed) + few(known.get("seeds", 0), seeds)
 
 
 def by_difficulty(results: Results) -> Table:
@@ -309,21 +320,28 @@ def cohort(results: Results) -> Table:
                         **{split: int((part["split"] == split).sum()) for split in ("train", "valid", "test")}})
     shown = pd.DataFrame([{"stage": row["stage"], "images": row["images"], "patients": row["patients"],
                            "female : male": f"{row['female']} : {row['male']}",
-                           "age, years: mean ± SD": f"{row['age_mean_y']:.1f} ± {row['age_sd_y']:.1f}",
-                           "age, range": f"{row['age_min_y']:.1f} to {row['age_max_y']:.1f}",
+                           "age, years: mean ± SD": _known(f"{row['age_mean_y']:.1f} ± {row['age_sd_y']:.1f}"),
+                           "age, range": _known(f"{row['age_min_y']:.1f} to {row['age_max_y']:.1f}"),
                            "training : validation : held out": f"{row['train']} : {row['valid']} : {row['test']}"} for row in numbers])
     note = f"{known.table['patient_id'].nunique()} {known.label}; splits by patient."
     return Table("cohort", title, pd.DataFrame(numbers), shown, (note,))
 
 
+def _known(text: str) -> str:
+    """Numbers as text, of which one that is not known is a dash, as of a stage that nobody or one person has."""
+    return "–" if text.startswith("nan") else text.replace(" ± nan", "")
+
+
 def machine(results: Results) -> Table:
-    """Each finished run, once, with its training time and the machine that it ran on."""
+    """Each finished run of the profile's plan, once, with its training time and the machine that it ran on."""
+    profile = results.profile
     named = {ROLE_NAMES[role]: runs for role, runs in results.roles().items()}
-    named |= {name: results.of(configs) for name, configs in results.profile.competitors().items()}
-    for kind, varied in results.profile.ablations().items():
-        for name, configs in varied.rows.items():
-            taught = [results.profile.teacher_of(config) for config in configs if config.role == "student"]
-            named |= {f"{kind}: {name}": results.of(configs), f"{kind}: teacher of {name}": results.of(taught)}
+    named |= {name: results.of(configs) for name, configs in profile.competitors().items()}
+    varied = {f"{kind}: {name}": configs for kind, each in profile.ablations().items() for name, configs in each.rows.items()}
+    for name, configs in (varied | {f"network: {name}": configs for name, configs in profile.networks().items()}).items():
+        taught = [profile.teacher_of(config) for config in configs if config.role in TAUGHT_ROLES]
+        named |= {name: results.of(configs), f"{name}, its teacher": results.of(taught)}
+    named["leaking teacher"] = results.of([profile.run("teacher").with_(leak=True)])
     rows = {}
     for model, runs in named.items():
         for seed, run in runs.items():
