@@ -33,7 +33,7 @@ def write_dicom(folder: Path, name: str, path, image: GreyImage, cam: np.ndarray
     """Write `<name>_capture.dcm` and `<name>_report.dcm`, each whole or not at all, with new UIDs; returns warnings.
 
     answer, cam, stager: as in `pictures`. An input that is no DICOM, or whose source cannot be told, has a warning in place of them; so has one
-    for which they cannot be built or saved.
+    for which they cannot be built. Raises OSError where there is no room for them.
     """
     if not image.record["format"].startswith("DICOM"):
         return ["no DICOM objects were written: the input is no DICOM file, so it belongs to no patient and study"]
@@ -56,6 +56,8 @@ def write_dicom(folder: Path, name: str, path, image: GreyImage, cam: np.ndarray
         with whole_file(Path(folder) / f"{name}_capture.dcm", "wb") as one, whole_file(Path(folder) / f"{name}_report.dcm", "wb") as other:
             shown.save_as(one, enforce_file_format=True)
             report.save_as(other, enforce_file_format=True)
+    except OSError:  # a full disk, which the other inputs would meet too
+        raise
     except Exception as error:  # of whatever kind: its text may quote the header, and the other inputs wait
         return [f"no DICOM objects were written ({type(error).__name__})"]
     return warnings
