@@ -52,7 +52,7 @@ def _check_types(config) -> None:
 
 
 _RANGES = (
-    (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+    (("seed",), lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     (("epochs", "batch_size", "frame_px", "window_px", "glance_px"), lambda value: value >= 1, "at least 1"),
     (("lr", "temperature", "window_scale"), lambda value: 0 < value < math.inf, "above 0"),
     (("weight_decay", "rotate_deg", "zoom", "shift", "gain", "offset", "gamma", "noise", "w_cls", "w_dist", "w_attn", "w_aim"),

@@ -9,9 +9,9 @@ from ..cohort.views import training_rows
 from ..choices import CHOICES, GROUPS, Ablation, Group
 from ..config import MODELS, Profile, RunConfig
 from .grid import has_cohort
+from .metrics import summarise
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, chance, closed, columns, few,
                       holm, p_value, rows, spread, summary_in, verdict, who, written)
-from .metrics import summarise
 from .runs import Run
 from .training import CLIP, WARM_UP
 
@@ -177,8 +177,9 @@ def effects(results: Results) -> Table:
     for row in data.to_dict("records"):
         known = {key: row[key] for key in ("value", "low", "high", "sd")} | {"p": row["p_holm"]} if pd.notna(row["p"]) else {}
         shown[row["term"]][METRIC_NAMES[row["metric"]]] = written(known, row["metric"], signed=True)
+    which = "but the empty one" if results.profile.without_labels else "that hold L_cls"
     notes = (who(results, results.profile.ablation_seeds), "Mean of the differences with and without the term, over all subsets of the other terms "
-             f"{'but the empty one' if results.profile.without_labels else 'that hold L_cls'}; p adjusted by Holm's method for {len(shown)} terms.", *chance(results.profile.ablation_seeds))
+             f"{which}; p adjusted by Holm's method for {len(shown)} terms.", *chance(results.profile.ablation_seeds))
     return Table("effects", "What each term adds", data, rows(shown, "term"), notes)
 
 
@@ -209,7 +210,8 @@ def networks(results: Results) -> Table:
         told = {metric: written(summary_in(row, metric) if row["seeds"] else {}, metric) for metric in ("accuracy", "kappa", "pointing")
                 if _has(configs[row["network"]][0], metric)}
         against = "reference" if row["network"] == row["reference"] else verdict(row["difference_value"], row["difference_p_holm"])
-        shown.append({"network": row["network"] + few(row["seeds"], results.profile.network_seeds), METRIC_NAMES["accuracy"]: told["accuracy"], "accuracy against the main network": against,
+        shown.append({"network": row["network"] + few(row["seeds"], results.profile.network_seeds), METRIC_NAMES["accuracy"]: told["accuracy"],
+                      "accuracy against the main network": against,
                       METRIC_NAMES["kappa"]: told["kappa"], METRIC_NAMES["pointing"]: told.get("pointing", "")})
     notes = (who(results, results.profile.network_seeds), "Differences in percentage points; p: paired bootstrap, adjusted by Holm's method for "
              f"{tests} comparisons.", *chance(results.profile.network_seeds))
@@ -236,9 +238,10 @@ def seeds(results: Results) -> Table:
         sure = sum(p_value(values) < SIGNIFICANT for values in each.values())
         numbers.append({"who": name, "seeds": len(each), **known, "sd": sd, **{f"lowest_{key}": value for key, value in low.items()},
                         **{f"highest_{key}": value for key, value in high.items()}, **({"significant": sure} if signed else {})})
-        shown[name + few(len(each), results.profile.seeds)] = {"mean over seeds": written(known, "accuracy", signed), "SD over seeds": f"{100 * sd:.1f}" if len(each) > 1 else "one seed",
-                       "lowest seed alone": written(low, "accuracy", signed), "highest seed alone": written(high, "accuracy", signed),
-                       "significant alone": f"{sure} of {len(each)}" if signed else ""}
+        shown[name + few(len(each), results.profile.seeds)] = {
+            "mean over seeds": written(known, "accuracy", signed), "SD over seeds": f"{100 * sd:.1f}" if len(each) > 1 else "one seed",
+            "lowest seed alone": written(low, "accuracy", signed), "highest seed alone": written(high, "accuracy", signed),
+            "significant alone": f"{sure} of {len(each)}" if signed else ""}
     notes = (who(results), "Accuracy, %; differences in percentage points, paired, of networks of the same seed. SD over seeds is what training by "
              "chance adds; the interval is what the choice of patients adds, with the networks as they are. Significant alone: seeds whose own "
              f"difference has a p below {SIGNIFICANT}.")
@@ -262,7 +265,8 @@ def choices(results: Results) -> Table:
                         "groups": " ".join(choice.groups), "accuracy when varied": said})
     data = pd.DataFrame(numbers)
     notes = (who(results, results.profile.ablation_seeds, sd=False), "A row that an ablation varies says how many of the other settings differ (of the "
-             "student, where other networks are varied too) significantly in accuracy, and the largest difference, in percentage points, p adjusted by Holm's method within the ablation.",
+             "student, where other networks are varied too) significantly in accuracy, and the largest difference, in percentage points, p adjusted by "
+             "Holm's method within the ablation.",
              *chance(results.profile.ablation_seeds))
     return Table("choices", "What the paper's public record leaves open", data, data.drop(columns="groups"), notes)
 

@@ -83,7 +83,8 @@ def comparisons(results: Results) -> Table:
             gap = results.contrast(name, closed, *(groups[role] for role in (model, "baseline", "teacher")))
             gap.pop("p", None)  # a test of the ratio against 0 would say no more than that of the difference
             numbers.append({"metric": name, "quantity": f"gap closed by {model}", **gap})
-            row[f"gap closed by {SAID[model]}{few(gap.get('seeds', 0), results.profile.seeds)}"] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
+            title = f"gap closed by {SAID[model]}{few(gap.get('seeds', 0), results.profile.seeds)}"
+            row[title] = "no gap" if gap and np.isnan(gap["value"]) else written(gap, "gap")
     notes = [_who(results) + " Differences are paired: the same resamples of the same patients for both models.",
              "Gap closed = (student − plain) / (teacher − plain); no gap: the teacher is not better than the plain network."]
     notes += _undefined(results, ("accuracy", "macro_f1", "kappa"))
@@ -235,7 +236,8 @@ def trust(results: Results) -> Table:
              f"lowest confidence from which on the target is met there by at least {LEAST_KEPT} images; without one all are referred to a person. "
              "–: no image kept or referred, or age unknown.",
              "AURC: share of wrong answers among the surest, mean over all numbers of answers kept. Rows below Brier score: scaled probabilities. "
-             "Student − plain network: paired, of the seeds that have both values. Both: probabilities for an image and for its mirror image averaged, as `sos predict` has it.", INFLATION)
+             "Student − plain network: paired, of the seeds that have both values. Both: probabilities for an image and for its mirror image averaged, as "
+             "`sos predict` has it.", INFLATION)
     return Table("trust", "May one trust a single answer?", pd.DataFrame(numbers), _rows(shown, "metric"), notes)
 
 

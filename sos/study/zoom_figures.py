@@ -67,7 +67,8 @@ def aiming(study: Study, runs: list[Run]) -> Figure:
     parts = np.array_split(np.arange(len(ordered)), max(1, min(5, len(ordered) // 20)))
     shown = [(ordered.loc[part, "iou"].mean(), ordered.loc[part, "right"].mean(), len(part)) for part in parts]
     right.plot(*np.array(shown).T[:2], marker="o", color=ROLE_COLOURS["zoom"])
-    right.set(xlabel=f"mean IoU of {'the images' if len(parts) == 1 else f'each of {len(parts)} equal parts of the images'}", ylabel="share staged right", xlim=(0, 1), ylim=(0, 1), title="does a poor aim cost accuracy?")
+    which = "the images" if len(parts) == 1 else f"each of {len(parts)} equal parts of the images"
+    right.set(xlabel=f"mean IoU of {which}", ylabel="share staged right", xlim=(0, 1), ylim=(0, 1), title="does a poor aim cost accuracy?")
     n = people(cohort.virtual, table["patient_id"].nunique())
     caption(fig, f"Held-out images, {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}; n = {n}")
     return fig
