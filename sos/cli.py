@@ -30,6 +30,7 @@ def audit(args) -> int:
 
     from .cohort.audit import audit as check
 
+    check_target("--html", args.html)
     with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
         report = check(args.manifest, progress=shown_by(bar))
     if args.html:
@@ -85,6 +86,14 @@ def importing():
         gc.enable()
 
 
+def check_target(option: str, path: str | None) -> None:
+    """Look, before the work, at where its result goes. Raises ConfigError for a folder, or a file in a folder that is not there."""
+    if path and Path(path).is_dir():
+        raise ConfigError(f"{option} {path}: this is a folder; give the name of a file")
+    if path and not Path(path).parent.is_dir():
+        raise ConfigError(f"{option} {path}: its folder is not there; make it first")
+
+
 def shown_by(bar):
     """What keeps a progress bar at (done, total)."""
 
@@ -97,10 +106,7 @@ def shown_by(bar):
 
 def predict(args) -> int:
     """Stage images: any DICOM file, folder with a DICOM series, PNG or JPEG; one row an input, exit 1 if any failed."""
-    if args.out and Path(args.out).is_dir():
-        raise ConfigError(f"--out {args.out}: this is a folder; give the name of a file")
-    if args.out and not Path(args.out).parent.is_dir():
-        raise ConfigError(f"--out {args.out}: its folder is not there; make it first")
+    check_target("--out", args.out)
     with importing():
         from .cores import keep_freed_memory
         from .predict import predict_paths
@@ -182,6 +188,7 @@ def suspects(args) -> int:
     Writes a table beside the manifest, by which the review tool orders the images, and prints the first of them.
     """
     profile = profile_of(args)
+    check_target("--out", args.out)
     from tqdm import tqdm
 
     from .cohort.reviews import SUSPECTS

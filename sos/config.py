@@ -364,7 +364,7 @@ PROFILES = {
                  teacher=dict(epochs=16, batch_size=16, lr=1.5e-3, flip=0.2, rotate_deg=8.0, zoom=0.08, shift=0.06),
                  zoom=dict(epochs=6, frame_px=384, glance_px=96),
                  detector=dict(epochs=4)),  # where the joint is, is learned sooner than how fused it is: half of these already miss none
-        # the paper's number of patients, whole images of 448 px and crops of 224, on one GPU: every ablation with five seeds; networks and steps are
+        # as many patients as an earlier study of the paper's group, whole images of 448 px and crops of 224, on one GPU: every ablation with five seeds; networks and steps are
         # few enough for the plan's minutes. Tried on other virtual patients, one seed of each main run, with 30 epochs on whole images and
         # resnet16_half, whose stem takes longer on pictures so large. For its gradient a student keeps 0.4 GiB of activations
         _profile("paper", patients=723, cohort_seed=3, seeds=(0, 1, 2, 3, 4), bootstrap=10000, ablation_seeds=(0, 1, 2, 3, 4),

@@ -135,7 +135,8 @@ def readme(how: dict) -> str:
 {trained} Licence: {how["licence"]}.
 
 `model.onnx` (opset {how["opset"]}) holds `{how["weights"]}` of sos {how["version"]}. It gives the probabilities of `sos predict` to {TOLERANCE:g} in
-onnxruntime; when it was written they differed by {how["largest_difference"]:.1e} at most. `stage.py` does all below with numpy:
+onnxruntime; when it was written they differed by {how["largest_difference"]:.1e} at most. `stage.py` does all below
+without sos and torch; it needs numpy, pillow, onnxruntime, and for DICOM pydicom:
 
     python stage.py slice.dcm slice.png
 
@@ -157,8 +158,11 @@ The numbers stand in `preprocessing.json`. One mid-sagittal image, the whole of 
 head faces does not matter.
 
 1. **Source values**, bright = dense. DICOM: stored values, those of MONOCHROME1 subtracted from the largest that the bits stored can hold (from −1
-   where they are signed), then rescale slope and intercept; no display window. PNG or JPEG: grey values, or 0.299 R + 0.587 G + 0.114 B. Padding and
-   transparent pixels (alpha below 128) are not measured.
+   where they are signed), then rescale slope (1 where it is absent or 0) and intercept; no display window. PNG, JPEG or TIFF: grey values, or
+   0.299 R + 0.587 G + 0.114 B. Not measured are padding (stored values from the padding value to its range limit; where pixels are signed and it is
+   stated unsigned, take two to the power of the bits allocated from it) and what is transparent (alpha below 128, or the one grey value that a PNG
+   names). `stage.py` refuses what takes more than this: volumes, colour, modality and VOI tables, pixels that do not end at the
+   lowest bit.
 2. **Grey.** Of the n measured values in rising order take number ⌈{how["dark"]} n⌉ and number ⌈{how["bright"]} n⌉, counted from 1 (no
    interpolation; where they are equal, the least and the largest). The first becomes 0, the second 1, linearly, in single precision, by a
    product with the reciprocal of their difference; clip to [0, 1]. What was not measured becomes 0. Of a screenshot whose plain borders

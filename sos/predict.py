@@ -114,7 +114,7 @@ def region(cam: np.ndarray) -> list[list[float]]:
 
 def load_stager(weights=None) -> Stager:
     """The network that stages images: of the run folder `weights`, or where it is `released` the one that ships with the package; where it is None
-    the best student (by held-out accuracy) of the first of STUDENTS_OF that has one under `runs/`, else the released one.
+    the best student (by validation accuracy) of the first of STUDENTS_OF that has one under `runs/`, else the released one.
 
     Raises RunError for a folder without a run, or of another role.
     """
@@ -130,11 +130,12 @@ def load_stager(weights=None) -> Stager:
 
 
 def best_student() -> Run | None:
-    """The student with the best held-out accuracy of the first profile in STUDENTS_OF that has one under `runs/`; None where there is none."""
+    """The student with the best accuracy on its validation images of the first profile in STUDENTS_OF that has one under `runs/`; None where there
+    is none."""
     for profile in STUDENTS_OF:
         students = [run for run in find_runs(runs_dir(profile) / "models", "student") if run.weights.is_file()]
         if students:
-            return max(students, key=lambda run: run.metrics["accuracy"]["value"])
+            return max(students, key=lambda run: (run.split("valid")["decided"] == run.split("valid")["stage"]).mean())
     return None
 
 

@@ -124,9 +124,10 @@ def as_rst(app, what, name, obj, options, lines: list[str]) -> None:
 def results_page(path: Path) -> None:
     """Write the page of a profile's published figures and tables."""
     folder = path.parent
-    figures = sorted(folder.glob("fig*.png"), key=lambda file: (file.stem != "fig_main", len(file.stem.partition("_")[0]), file.stem))
+    figures = sorted(folder.glob("*.png"), key=lambda file: (file.stem != "fig_main", len(file.stem.partition("_")[0]), file.stem))
     tables = sorted(file for file in folder.glob("*.md") if file.stem != "index")
-    lines = [f"# Results of the profile {folder.name}", "Virtual patients, drawn by this project; nothing here says how accurate anything is on real people."]
+    title = f"Results of the profile {folder.name}" if folder.name in config.PROFILES else folder.name.capitalize()
+    lines = [f"# {title}", "Virtual patients, drawn by this project; nothing here says how accurate anything is on real people."]
     lines += [f"```{{include}} {file.name}\n```" for file in tables]
     lines += [f"![{file.stem}]({file.name})" for file in figures]
     path.with_suffix(".md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")

@@ -375,6 +375,7 @@ def write_screenshots(root: Path) -> list[list]:
     images[0].save(root / "0.png", pnginfo=texts)
     exif[0x010E], exif[0x013B], exif[0x9C9D] = SECRET, " ", SECRET.encode("utf-16le")
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + SECRET.encode()
+    exif.get_ifd(0x8825)[2] = (41.0, 52.0, 10.0)  # latitude
     images[1].save(root / "1.jpg", quality=95, comment=SECRET.encode(), exif=exif, xmp=SECRET.encode())
     caption = b"\x1c\x02\x78" + struct.pack(">H", len(SECRET)) + SECRET.encode()
     segment = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(caption)) + caption
@@ -396,7 +397,7 @@ def test_texts_in_other_formats_are_named_and_never_quoted(tmp_path, caplog):
         found = [audit_files.inspect(tmp_path, row[1]) for row in rows]
     assert [facts.header.identifying for facts in found] == [
         ["Author", "PatientName", "text of another name", "XML:com.adobe.xmp"],
-        ["JPEG comment", "XMP", "IPTC", "XPAuthor", "ImageDescription", "UserComment"],
+        ["JPEG comment", "XMP", "IPTC", "ImageDescription", "XPAuthor", "UserComment", "GPS"],
         ["ImageDescription", "Copyright", "HostComputer", "Artist", "XMP"], []]
     assert [what for _, _, what in told(report)] == [f"identifying header fields: {', '.join(facts.header.identifying)}" for facts in found[:3]]
     assert {finding.kind for finding in report.findings} == {"identifying header fields"}

@@ -163,4 +163,4 @@ def test_the_command_writes_the_page_and_keeps_its_exit_codes(tmp_path, capsys):
     assert cli.main(["audit", str(tmp_path / "none.csv"), "--html", str(tmp_path / "b.html"), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["usable"] is False and (tmp_path / "b.html").is_file()
     assert cli.main(["audit", str(tmp_path / "manifest.csv"), "--html", str(tmp_path / "no" / "a.html")]) == 2
-    assert "No such file" in capsys.readouterr().err
+    assert "its folder is not there" in capsys.readouterr().err

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from browser import find_browser
+from browser import STEP_MS, find_browser
+from playwright.sync_api import expect
 
 from sos.cohort.manifest import read_manifest
 from sos.cohort.reviews import add_review
@@ -77,7 +78,8 @@ def test_a_box_a_stage_and_a_note_are_given_in_jupyterlab(lab, cohort):
     assert (box["field"], box["note"]) == ("box", 'a step in the cortex, "scar"')
     assert {key: stage[key] for key in ("who", "patient_id", "field", "value", "note", "image")} == {
         "who": "AB", "patient_id": first, "field": "stage", "value": str(given.label), "note": "", "image": table["image"][0]}
-    assert picture(canvas) not in (drawn, untouched) and page.get_by_label("Note", exact=True).input_value() == ""
+    expect(page.get_by_label("Note", exact=True)).to_have_value("", timeout=STEP_MS)
+    assert picture(canvas) not in (drawn, untouched)
 
     canvas.press("2")  # in the notebook's own command mode these keys would turn the cell into a heading and leave it
     canvas.press("Enter")

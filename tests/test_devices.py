@@ -81,6 +81,10 @@ def test_what_cannot_be_had_is_one_line(study, capfd, monkeypatch):
     for args, words in (["--devices", "0"], "--devices 0"), (["--devices", "3"], "a batch of 8 of 10 images cannot be shared by 3 devices"):
         assert cli.main(["train", "baseline", "--profile", "tiny", "--cohort", str(study.manifest), *args]) == 2
         assert words in (said := capfd.readouterr().err) and said.startswith("sos: ") and said.count("\n") == 1
+    for args, words in (["--set", "progressive=0.5"], "blocks asleep"), (["--set", "w_cls=0", "--set", "w_dist=0"], "without L_cls and L_dist"):
+        role = "baseline" if "progressive" in args[1] else "student"
+        assert cli.main(["train", role, "--profile", "tiny", "--cohort", str(study.manifest), "--devices", "2", *args]) == 2
+        assert words in (said := capfd.readouterr().err) and said.endswith("train it on one device\n") and said.count("\n") == 1
     monkeypatch.setattr("sos.study.training.find_spec", lambda name: None)
     assert cli.main(["train", "baseline", "--profile", "tiny", "--cohort", str(study.manifest), "--devices", "2"]) == 2
     assert capfd.readouterr().err == "sos: --devices needs accelerate; install it with `pip install accelerate`\n"

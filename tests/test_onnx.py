@@ -13,9 +13,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from dicoms import ct, picture, save
 from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
-from sos import cli, export
+from sos import cli, export, standalone
 from sos.cohort.cameras import frame_camera, normalise, reduce_to, still_scene
 from sos.config import RunConfig
 from sos.errors import RunError
@@ -114,6 +117,83 @@ def test_the_code_beside_it_needs_neither_sos_nor_torch(released):
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert names == {"json", "sys", "pathlib", "numpy", "PIL", "onnxruntime", "pydicom"}
+
+
+STORED = picture().astype(np.uint16)
+SIGNED = picture().astype(np.int16) - 1000
+CORNERED = np.where(np.indices(STORED.shape).sum(0) < 40, 63536, STORED).astype(np.uint16)  # as signed 16 bit: -2000
+
+
+def stated_unsigned(data):
+    """Signed pixels with a padding value of another kind, as many writers have it."""
+    data.add_new("PixelPaddingValue", "US", 63536)
+    return data
+
+
+def grey_by_both(path):
+    """Grey values of an image by sos and by the code beside an export."""
+    return read_image(path).pixels, standalone.grey(standalone.read(path), {"dark": export.DARK, "bright": export.BRIGHT})
+
+
+@pytest.mark.parametrize("data", [
+    ct(STORED, bits=12, RescaleSlope=0.5, RescaleIntercept=-1000), ct(STORED, bits=12, RescaleSlope="", RescaleIntercept=""),
+    ct(STORED, bits=12, RescaleSlope=0), ct(SIGNED, bits=12, PhotometricInterpretation="MONOCHROME1"),
+    ct(STORED, bits=12, PhotometricInterpretation="MONOCHROME1", RescaleIntercept=-1000), ct(STORED, PixelPaddingValue=0, PixelPaddingRangeLimit=1300),
+    ct(STORED, PixelPaddingValue=1300, PixelPaddingRangeLimit=0), ct(CORNERED.view(np.int16), PixelPaddingValue=-2000),
+    stated_unsigned(ct(CORNERED.view(np.int16))), ct(CORNERED.view(np.int16), PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1),
+    ct(CORNERED, PixelPaddingValue=63536)], ids=lambda data: "")
+def test_dicom_is_read_by_both_alike(data, tmp_path):
+    told, given = grey_by_both(save(data, tmp_path / "slice.dcm"))
+    np.testing.assert_allclose(given, told, atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_dicom_is_read_by_both_alike(syntax, tmp_path):
+    data = ct(STORED, bits=12, RescaleIntercept=-1000)
+    data.compress(syntax)
+    told, given = grey_by_both(save(data, tmp_path / "slice.dcm"))
+    np.testing.assert_allclose(given, told, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode, kind, options", [
+    ("L", "PNG", {}), ("I;16", "PNG", {}), ("LA", "PNG", {}), ("RGB", "PNG", {}), ("RGBA", "PNG", {}), ("P", "PNG", {}), ("1", "PNG", {}),
+    ("L", "PNG", {"transparency": 90}), ("I;16", "PNG", {"transparency": 23130}), ("L", "JPEG", {}), ("RGB", "JPEG", {}), ("L", "TIFF", {}),
+    ("I;16", "TIFF", {}), ("F", "TIFF", {}), ("RGB", "TIFF", {})])
+def test_pictures_are_read_by_both_alike(mode, kind, options, tmp_path):
+    grey = picture(8).astype(np.uint8)
+    image = (Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else
+             Image.merge("RGB", [Image.fromarray(np.roll(grey, 9 * k)) for k in range(3)]) if mode == "RGB" else Image.fromarray(grey).convert(mode))
+    if mode.endswith("A"):
+        image.putalpha(Image.fromarray(np.where(np.indices(grey.shape)[0] < 20, 100, 255).astype(np.uint8)))
+    image.save(tmp_path / "image", kind, **options)
+    told, given = grey_by_both(tmp_path / "image")
+    np.testing.assert_allclose(given, told, atol=1e-6)
+
+
+VOI = Dataset()
+VOI.LUTDescriptor, VOI.LUTData = [2, 0, 16], b"\1\0\0\0"
+
+
+@pytest.mark.parametrize("data", [
+    ct(np.stack([STORED] * 2)), ct(np.stack([STORED.astype(np.uint8)] * 3, -1)), ct(STORED << 4, bits=12, HighBit=15), ct(STORED, VOILUTSequence=[VOI]),
+    ct(STORED, ModalityLUTSequence=[VOI]), ct(STORED, bits=12, PixelPaddingValue=63536), ct(STORED, SharedFunctionalGroupsSequence=[Dataset()]),
+    ct(np.full_like(STORED, 7)), ct(STORED, PixelPaddingValue=0, PixelPaddingRangeLimit=65535)], ids=lambda data: "")
+def test_what_takes_more_is_refused(data, tmp_path):
+    path = save(data, tmp_path / "slice.dcm")
+    with pytest.raises(standalone.Refused):
+        standalone.grey(standalone.read(path), {"dark": export.DARK, "bright": export.BRIGHT})
+
+
+def test_what_is_not_read_has_a_line_of_its_own_and_stops_nothing(released, images, tmp_path):
+    save(ct(np.stack([STORED] * 2), PatientName="Doe"), tmp_path / "volume.dcm")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    paths = [tmp_path / "volume.dcm", tmp_path / "broken.png", tmp_path / "absent.png", images[0]]
+    done = subprocess.run([sys.executable, released / "stage.py", *paths], capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and not done.stderr and "Doe" not in done.stdout
+    assert [row.get("error") for row in rows] == ["not a single grey image; stage it with `sos predict`", "not readable (UnidentifiedImageError)",
+                                                  "not readable (FileNotFoundError)", None]
+    assert rows[3]["stage"] in range(1, 6) and all(row["use"] == "research use only" for row in rows)
 
 
 def test_the_model_describes_itself_and_names_no_file_of_this_machine(released):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -190,7 +191,10 @@ def test_the_best_student_of_the_largest_study_that_was_run_is_preferred_to_the_
         folder = tmp_path / "runs" / profile / "models" / f"student-{name}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-        (folder / "metrics.json").write_text(json.dumps({"accuracy": {"value": accuracy}}))
+        right, n = round(20 * accuracy), 20
+        table = pd.DataFrame({"patient_id": [f"P{k}" for k in range(2 * n)], "image": "", "split": ["valid"] * n + ["test"] * n, "stage": 1,
+                              "decided": [1] * right + [2] * n + [1] * (n - right)})  # the worse on test images the better on validation images
+        table.to_csv(folder / "predictions.csv", index=False)
         if name != "no-weights":
             (folder / "weights.safetensors").touch()
     best = best_student()
@@ -198,9 +202,11 @@ def test_the_best_student_of_the_largest_study_that_was_run_is_preferred_to_the_
 
 
 @pytest.mark.parametrize("out, told", [("folder", "this is a folder"), ("none/stages.csv", "its folder is not there")])
-def test_where_the_table_goes_is_looked_at_before_the_work(out, told, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("command, work, option", [("predict", "sos.predict.predict_paths", "--out"), ("audit", "sos.cohort.audit.audit", "--html"),
+                                                   ("suspects", "sos.study.suspects.suspects", "--out")])
+def test_where_the_result_goes_is_looked_at_before_the_work(command, work, option, out, told, tmp_path, capsys, monkeypatch):
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr("sos.predict.predict_paths", lambda *_, **__: pytest.fail("it was staged"))
-    assert cli.main(["predict", "a.png", "--out", str(tmp_path / out)]) == 2
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work began"))
+    assert cli.main([command, "given", option, str(tmp_path / out)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"sos: --out {tmp_path / out}: {told}") and ".part" not in error and error.count("\n") == 1
+    assert error.startswith(f"sos: {option} {tmp_path / out}: {told}") and ".part" not in error and error.count("\n") == 1

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from test_tables import finished, predictions, study, write_run  # noqa: F401  (two fixtures among them)
 
 from sos.cli import main
 from sos.cohort.manifest import Cohort, read_manifest
@@ -14,7 +15,8 @@ from sos.config import PROFILES
 from sos.errors import CohortError
 from sos.panels.session import ReviewSession
 from sos.stages import BASSED5
-from sos.study.suspects import COLUMNS, attention_in_box, folded, judged, share_as_strong, suspects
+from sos.study.runs import Run
+from sos.study.suspects import COLUMNS, attention_in_box, folded, judged, share_as_strong, student_of, suspects
 from sos.study.training import Study
 
 
@@ -95,6 +97,18 @@ def test_moved_boxes_come_first_and_a_second_call_finds_the_runs(planted, tmp_pa
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
     assert read_manifest(planted).fingerprint == study.cohort.fingerprint
     assert attention_in_box(study).shape == (24,)
+
+
+def test_whose_attention_counts_does_not_hang_on_which_run_finished_last(finished):  # noqa: F811
+    profile = finished.profile
+    assert student_of(finished)[1].resolved() == profile.run("zoom").resolved()
+    varied = profile.student.with_(w_attn=0.7)
+    write_run(finished, varied, predictions(finished.cohort, 1, 1.0), weights=True)
+    assert student_of(finished)[1].resolved() == profile.run("zoom").resolved()
+    for run in finished.folder.glob("models/student-*/config.json"):
+        if Run(run.parent).config.resolved() != varied.resolved():
+            (run.parent / "weights.safetensors").unlink(missing_ok=True)
+    assert student_of(finished)[1].resolved() == varied.resolved()
 
 
 def test_the_command_writes_what_the_tool_reads(planted, tmp_path, monkeypatch, capsys):

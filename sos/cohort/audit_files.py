@@ -20,7 +20,7 @@ from .audit_headers import DUMMY, REMOVED, HeaderFacts, inspect_headers
 from .audit_text import Place, suspected_text
 from .duplicates import small_picture
 
-EXIF_IFD, IPTC = 0x8769, 0x0404  # tag of EXIF; number in a Photoshop segment of JPEG
+EXIF_IFD, GPS_IFD, IPTC = 0x8769, 0x8825, 0x0404  # tags of EXIF; number in a Photoshop segment of JPEG
 #: Tags of TIFF and EXIF that hold text.
 TAGS = {270: "ImageDescription", 315: "Artist", 316: "HostComputer", 33432: "Copyright", 700: "XMP", 33723: "IPTC", 0x9286: "UserComment",
         0x9C9B: "XPTitle", 0x9C9C: "XPComment", 0x9C9D: "XPAuthor", 0x9C9E: "XPKeywords", 0x9C9F: "XPSubject"}
@@ -83,7 +83,7 @@ def inspect(root: Path, name: str) -> FileFacts:
 
 
 def inspect_metadata(path: Path, kind: str) -> HeaderFacts:
-    """Which fields of a PNG, JPEG or TIFF hold text. Raises ImageError where they are damaged."""
+    """Which fields of a PNG, JPEG or TIFF hold text, or a place. Raises ImageError where they are damaged."""
     with damage_of(path, "reading its metadata"), Bounded(io.FileIO(path)) as file, Image.open(file, formats=[kind]) as image:
         fields = [*image.text.items()] if kind == "PNG" else []  # some stand behind the pixels
         fields = [(name if name in TEXTS else "text of another name", text) for name, text in fields if name not in HARMLESS_TEXTS]
@@ -92,6 +92,7 @@ def inspect_metadata(path: Path, kind: str) -> HeaderFacts:
             fields += zip(("JPEG comment", "XMP", "IPTC"), segments, strict=True)
         exif = image.getexif()
         fields += [(TAGS[tag], value) for tag, value in [*exif.items(), *exif.get_ifd(EXIF_IFD).items()] if tag in TAGS]
+        fields += [("GPS", value) for value in exif.get_ifd(GPS_IFD).values()]
         return HeaderFacts(list(dict.fromkeys(name for name, value in fields if _filled(value))))
 
 

@@ -51,7 +51,7 @@ class Scan:
 
     @property
     def rotation(self) -> np.ndarray:
-        """Yaw about z after roll about y after pitch about x; positive yaw turns the face to the right, roll lifts the left ear,
+        """Yaw about z after roll about y after pitch about x; positive yaw turns the face to the left, roll lifts the left ear,
         pitch lowers the chin."""
         (cy, cr, cp), (sy, sr, sp) = (f(np.radians(self.turn_deg)) for f in (np.cos, np.sin))
         return (np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]]) @ np.array([[cr, 0, -sr], [0, 1, 0], [sr, 0, cr]])

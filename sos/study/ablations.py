@@ -1,5 +1,6 @@
 """Tables of what was varied: the three terms, every other group of ablations, seeds, and the page of all open choices."""
 
+from inspect import signature
 from statistics import mode
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from ..cohort.views import training_rows
 from ..choices import CHOICES, GROUPS, Ablation, Group
 from ..config import MODELS, Profile, RunConfig
+from ..method.cam import unit_mass
 from .grid import has_cohort
 from .metrics import summarise
 from .results import (ATTENTION, METRIC_NAMES, NOT_YET, ROLE_NAMES, SAID, SIGNIFICANT, TESTED, Results, Table, adjust, chance, closed, columns, few,
@@ -17,6 +19,7 @@ from .training import CLIP, WARM_UP
 
 FULL = "L_cls + L_dist + L_attn"  # the row of the terms that is the whole method
 COMPARED = ("accuracy", "pointing")  # compared with the reference
+OF_THE_LOOKS = ("frame_px", "lr", "batch_size", "rotate_deg", "zoom", "shift", "flip")  # what else may differ between one look and two
 
 
 def design(profile: Profile) -> Table:
@@ -121,6 +124,11 @@ def _notes(results: Results, name: str, data: pd.DataFrame) -> tuple[str, ...]:
              f"comparisons in the column ({tests} of accuracy); not significant where p is not below {SIGNIFICANT}."]
     if name == "terms":
         notes[1] += " The subset without any term would be no training."
+    if name == "two_looks" and "one look" in varied.rows:
+        one, two = (varied.rows[row][0] for row in ("one look", "two looks"))
+        own = [f"{setting} {getattr(one, setting):g} ({getattr(two, setting):g})" for setting in OF_THE_LOOKS
+               if getattr(one, setting) != getattr(two, setting)]
+        notes.append("One look is the distilled student with its own settings (in brackets those of two looks): " + ", ".join(own) + ".")
     notes += chance(profile.ablation_seeds)
     if "gap_value" in data:
         notes.append("Gap closed = (student − plain) / (teacher − plain), in accuracy, all of the row's own settings; no gap: the "
@@ -290,7 +298,9 @@ def finding(table: Table) -> str:
 def _value(profile: Profile, setting: str) -> str:
     """A setting's value in a profile: the student's, and where they differ those of the networks that use it."""
     beyond = {"looks": f"{profile.student.looks}; zoom {profile.zoom.looks}", "role": ", ".join(MODELS), "seed": ", ".join(map(str, profile.seeds)), 
-              "optimiser": f"AdamW, one cycle, {100 * WARM_UP:g} % warm-up, gradients clipped at {CLIP:g}"}
+              "optimiser": f"AdamW, one cycle, {100 * WARM_UP:g} % warm-up, gradients clipped at {CLIP:g}",
+              "cam_score": "the logit less the mean of all", "map_floor": f"{signature(unit_mass).parameters['floor'].default:g} of a map's mean",
+              "parts_of_l_dist": "KL of spatial logits and of image logits, with equal weight"}
     if setting in beyond and (setting in ("role", "seed", "looks") or not hasattr(profile.student, setting)):
         return beyond[setting]
     if not hasattr(profile.student, setting):

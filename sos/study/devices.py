@@ -1,7 +1,8 @@
 """One run on several devices of this machine: fastai's distributed training over accelerate, one process a device.
 
 `batch_size` stays the whole batch: each device takes its share of it, so that the run is the same run as on one device, up to the order of
-sums. Batch norms see the whole batch on GPUs; on CPU processes, which torch cannot join for that, each sees its share only.
+sums. Batch norms see the whole batch on GPUs; on CPU processes, which torch cannot join for that, each sees its share only. A detector's loss is
+divided by the cells inside of boxes, which each device counts in its share: its run is another one, as good.
 """
 
 import os
@@ -38,11 +39,15 @@ class OneOfMany(DistributedTrainer):
 def fit_on_devices(study: Study, config: RunConfig, checkpoint: Path, teacher: Run | None):
     """`fitting.fit` by `study.devices` processes; returns the same and raises OutOfTime alike.
 
-    Raises ConfigError for more devices than there are or a batch that they cannot share, RunError where one of the processes fails.
+    Raises ConfigError for more devices than there are, a batch that they cannot share, or a run in which some weights have no gradient (torch's
+    data-parallel training waits for that of each); RunError where one of the processes fails.
     """
     devices, cuda = study.devices, study.device.startswith("cuda")
     if devices < 1 or (cuda and devices > torch.cuda.device_count()):
         raise ConfigError(f"--devices {devices}: this machine has {torch.cuda.device_count() if cuda else 'only its CPU'}; give 1 or more of them")
+    if config.progressive or config.role == "student" and not config.w_cls and not config.w_dist:
+        which = "with blocks asleep (progressive)" if config.progressive else "without L_cls and L_dist"
+        raise ConfigError(f"--devices {devices}: a run {which} leaves weights without a gradient; train it on one device")
     train = study.cohort.subset("train").index.to_numpy()
     ViewLoader(study.store, train, config, training=True, share=(0, devices))  # raises here, once, what each process would
     threads = max(1, torch.get_num_threads() // devices)

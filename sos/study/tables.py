@@ -33,7 +33,7 @@ SEEN = {"as_is": "as they are", "mirrored": "mirrored", "both": "both"}
 PAPER_STUDENT = {"accuracy": 0.8375, "precision": 0.8401, "recall": 0.8375, "f1": 0.8329}  # Milani et al. 2025, arXiv:2505.21561
 INFLATION = ("Chance makes a calibration error larger, the more so the fewer images: a small one cannot be told from 0. Its interval is a basic bootstrap "
              "interval, which allows for that.")
-PAPER_COLUMN = "published student (723 real patients; not comparable)"
+PAPER_COLUMN = "published student (real patients; not comparable)"
 
 
 def headline(results: Results) -> Table:
@@ -46,7 +46,7 @@ def headline(results: Results) -> Table:
             numbers.append({"metric": name, "model": role, **known})
             row[ROLE_NAMES[role] + few(len(runs), results.profile.seeds)] = written(known, name)
         row[PAPER_COLUMN] = f"{100 * PAPER_STUDENT[name]:.2f}" if name in PAPER_STUDENT else "not published"
-    published = "published student, 723 real patients"
+    published = "published student, real patients"
     numbers += [{"metric": name, "model": published, "value": value} for name, value in PAPER_STUDENT.items()]
     notes = (_who(results) + " Precision, recall and F1 are weighted by the stages' frequencies, as in the paper.",
              "The published student (Milani et al. 2025) was tested on images of real patients, other images of another difficulty: its "

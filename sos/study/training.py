@@ -27,7 +27,7 @@ from ..stages import get_scheme
 from .metrics import measure
 from .runs import Run, machine_record, round_weights, run_name, save_weights, training_code
 
-CLIP = 1.0  # largest norm of a step's gradient: the gradient through a heat map has rare spikes that would end training
+CLIP = 1.0  # largest norm of a step's gradient: most steps meet it, and the spikes of a gradient through a heat map cannot end a training
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; fastai's 0.25 wastes epochs where there are few
 CAM_PX = 96  # side of the grid on which heat maps are compared with boxes
 
