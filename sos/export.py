@@ -17,7 +17,7 @@ from . import __version__, standalone
 from .cohort.cameras import FINE, MEAN, STD, normalise
 from .errors import RunError
 from .images.reader import BRIGHT, DARK
-from .predict import NATIVE_PX, Stager, load_stager
+from .predict import Stager, load_stager
 from .rows import USE
 from .study.trust import TINY
 
@@ -115,7 +115,7 @@ def description(stager: Stager) -> dict:
             "scheme": scheme.name, "source": scheme.source, "labels": list(scheme.labels), "names": list(scheme.names),
             "criteria": [stage.criterion for stage in scheme.stages],
             "input": {"frame": ["batch", 1, config.frame_px, config.frame_px]}, "outputs": outputs, "opset": OPSET,
-            "dark": DARK, "bright": BRIGHT, "native_px": NATIVE_PX, "frame_px": config.frame_px, "samples": 1 if config.looks == 2 else FINE,
+            "dark": DARK, "bright": BRIGHT, "native_px": stager.native_px, "frame_px": config.frame_px, "samples": 1 if config.looks == 2 else FINE,
             "inside": {"mean": MEAN, "std": STD, "mirrored": True, "temperature": stager.temperature}}
 
 

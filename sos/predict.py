@@ -28,7 +28,7 @@ from .rows import empty_row
 from .stages import StagingScheme, get_scheme
 from .study.runs import RELEASED, Run, config_of, find_runs, load_network
 
-NATIVE_PX = 1024  # larger images are reduced to this before the camera looks
+NATIVE_PX = 1024  # larger images are reduced to this before the camera looks, where the record of a run does not say to what its own were
 REGION = 0.5  # the box looked at holds the part of the heat map above this share of its peak
 TOGETHER = 8  # images in one pass of the network, when there are many
 WEAK_MASS = 1e-6  # below, the heat map is empty
@@ -46,6 +46,7 @@ class Stager:
     source: str  # name of the run, or of the released student
     temperature: float = 1.0  # calibrates the probabilities, see study.trust; 1: as they are
     virtual: bool = False  # trained on virtual patients
+    native_px: int = NATIVE_PX  # larger images are reduced to this, as those were that it learned from
 
     def look(self, image: GreyImage) -> dict:
         """Stage one image.
@@ -59,7 +60,7 @@ class Stager:
     def look_at(self, images: list[GreyImage]) -> list[dict]:
         """`look` of several images in one pass, which costs less than a pass for each."""
         parts = [image.record.get("content") or (0, 0, *image.pixels.shape[::-1]) for image in images]
-        views = [_frame_of(image, part, self.config) for image, part in zip(images, parts, strict=True)]
+        views = [self._frame_of(image, part) for image, part in zip(images, parts, strict=True)]
         frames = [frame for frame, _, _ in views]
         both = torch.cat([*frames, *(frame.flip(3) for frame in frames)])  # (2n, 1, side, side)
 
@@ -71,6 +72,15 @@ class Stager:
         peaks, fine = peak(cams).tolist(), enlarge(cams, self.config.frame_px).numpy()
         probabilities = (together(look.logits).clamp_min(TINY).log() / self.temperature).softmax(1).numpy()
         return [self._answer(*seen) for seen in zip(probabilities, cams.numpy(), peaks, fine, views, parts, strict=True)]
+
+    def _frame_of(self, image: GreyImage, part: tuple[int, int, int, int]) -> tuple[torch.Tensor, Scene, float]:
+        """The frame (1, 1, side, side), normalised, of a part x0, y0, x1, y1 of an image, where it lies on the part as reduced, and reduced over
+        stored pixels."""
+        x0, y0, x1, y1 = part
+        native, scale, _ = reduce_to(replace(image, pixels=image.pixels[y0:y1, x0:x1]), self.native_px)
+        scene = still_scene(torch.tensor([native.shape]))
+        frame = frame_camera(torch.from_numpy(native)[None, None].float(), scene, self.config)
+        return normalise(frame.div_(255)), scene, scale
 
     def _answer(self, probabilities: np.ndarray, cam: np.ndarray, at: list[float], fine: np.ndarray, view: tuple, part: tuple) -> dict:
         """What `look` returns, of one image: from its probabilities (k,), its map (m, m), the map's peak in the frame, the map as fine as the frame,
@@ -87,16 +97,6 @@ class Stager:
                 "expected_stage": float(probabilities @ labels), "uncertainty": float(entropy),
                 "peak": [float(x[0]), float(y[0])] if seen else None,
                 "box": [float(v) for v in (x[1], y[1], x[2], y[2])] if seen else None, "cam": cam}
-
-
-def _frame_of(image: GreyImage, part: tuple[int, int, int, int], config: RunConfig) -> tuple[torch.Tensor, Scene, float]:
-    """The frame (1, 1, side, side), normalised, of a part x0, y0, x1, y1 of an image, where it lies on the part as reduced, and reduced over
-    stored pixels."""
-    x0, y0, x1, y1 = part
-    native, scale, _ = reduce_to(replace(image, pixels=image.pixels[y0:y1, x0:x1]), NATIVE_PX)
-    scene = still_scene(torch.tensor([native.shape]))
-    frame = frame_camera(torch.from_numpy(native)[None, None].float(), scene, config)
-    return normalise(frame.div_(255)), scene, scale
 
 
 def region(cam: np.ndarray) -> list[list[float]]:
@@ -123,10 +123,12 @@ def load_stager(weights=None) -> Stager:
         record = released_record()
         config, scheme = config_of(record, RELEASED), get_scheme(record["scheme"])
         net = load_network(RELEASED / "student.safetensors", config, len(scheme))
-        return Stager(fold_norms(net), config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0), record["virtual"])
+        return Stager(fold_norms(net), config, scheme, f"released {record['run']}", record.get("temperature_scale", 1.0), record["virtual"],
+                      record.get("native_px", NATIVE_PX))
     if run.config.role not in ("student", "baseline"):
         raise RunError(f"{run.name}: a teacher reads crops that a person or a detector draws; give the folder of a student or baseline")
-    return Stager(fold_norms(run.load()), run.config, run.scheme, run.name, run.temperature_scale, run.record["virtual"])
+    return Stager(fold_norms(run.load()), run.config, run.scheme, run.name, run.temperature_scale, run.record["virtual"],
+                  run.record.get("native_px", NATIVE_PX))
 
 
 def best_student() -> Run | None:

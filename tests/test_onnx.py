@@ -24,7 +24,7 @@ from sos.config import RunConfig
 from sos.errors import RunError
 from sos.images.reader import read_image
 from sos.method.models import build
-from sos.predict import NATIVE_PX, Stager, load_stager
+from sos.predict import Stager, load_stager
 from sos.stages import FRANKLIN4
 
 BESIDE = {"model.onnx", "preprocessing.json", "README.md", "stage.py"}
@@ -66,7 +66,7 @@ def session(folder):
 
 def frame_of(path, stager):
     """(1, n, n) as `Stager.look` has it before normalisation."""
-    native, _, _ = reduce_to(read_image(path), NATIVE_PX)
+    native, _, _ = reduce_to(read_image(path), stager.native_px)
     return (frame_camera(torch.from_numpy(native)[None, None].float(), still_scene(torch.tensor([native.shape])), stager.config) / 255)[0].numpy()
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sos import cli
+from sos import cli, predict
 from sos.cohort.cameras import camera, normalise, reduce_to, still_scene
-from sos.config import RunConfig
+from sos.config import RunConfig, get_profile
 from sos.errors import RunError
 from sos.images.reader import GreyImage, read_image
 from sos.method.cam import explain
@@ -181,6 +181,24 @@ def test_places_are_those_of_the_whole_screenshot_where_its_wide_borders_were_le
     assert other["peak"] == pytest.approx(np.add(one["peak"], (150, 100))) and other["box"] == pytest.approx(np.add(one["box"], (150, 100) * 2))
     save_picture(tmp_path / "seen.png", same, other.pop("cam"), other, stager)
     assert Image.open(tmp_path / "seen.png").size == (1260, 510)
+
+
+def test_images_are_reduced_as_those_that_the_network_learned_from_were(tmp_path, monkeypatch):
+    """Two stagers that differ in nothing else see another picture of a large image, and the same one of a small image."""
+    rng, config = np.random.default_rng(0), RunConfig(frame_px=96)
+    torch.manual_seed(0)
+    fine = Stager(build(config, 5).eval(), config, BASSED5, "untrained", native_px=1024)
+    coarse, large = replace(fine, native_px=200), GreyImage(rng.random((600, 800), np.float32), None, {"warnings": []})
+    small = GreyImage(large.pixels[:150, :200], None, large.record)
+    assert coarse.look(small)["probabilities"] == fine.look(small)["probabilities"]
+    assert coarse.look(large)["probabilities"] != fine.look(large)["probabilities"]
+    told = coarse.look(large)
+    x0, y0, x1, y1 = told["box"]
+    assert 0 <= x0 < x1 <= 800 and 0 <= y0 < y1 <= 600 and max(x1, y1) > 200  # in pixels of the image, however reduced
+    record = predict.released_record()
+    assert load_stager("released").native_px == record["native_px"] == get_profile(record["profile"]).native_px
+    monkeypatch.setattr(predict, "released_record", lambda: {key: value for key, value in record.items() if key != "native_px"})
+    assert load_stager("released").native_px == predict.NATIVE_PX  # of a version that did not record it
 
 
 def test_the_best_student_of_the_largest_study_that_was_run_is_preferred_to_the_released_one(tmp_path, monkeypatch):

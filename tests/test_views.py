@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sos.cohort import views
 from sos.cohort.batches import ViewLoader
 from sos.cohort.cameras import Light, Scene, camera, normalise, random_scene, reduce_to, square_window, still_scene
 from sos.cohort.manifest import BOX, read_manifest
@@ -424,7 +425,7 @@ def test_a_gpu_keeps_the_pixels_of_a_cohort_that_takes_a_small_part_of_its_free_
     assert has_room(gpu, 100) and not has_room(gpu, 101) and not has_room(torch.device("cpu"), 1)
 
 
-def test_a_store_is_decoded_once_and_again_where_a_file_has_changed(png_cohort, tmp_path, monkeypatch):
+def test_a_store_is_decoded_once_and_again_where_a_file_or_the_reader_has_changed(png_cohort, tmp_path, monkeypatch):
     folder = tmp_path / "cohort"
     shutil.copytree(png_cohort.parent, folder)
     cohort = read_manifest(folder / "m.csv")
@@ -439,6 +440,8 @@ def test_a_store_is_decoded_once_and_again_where_a_file_has_changed(png_cohort, 
     changed = open_store(cohort, tmp_path / "cache", 90)
     assert len(read) == 12 and changed.digest != first.digest
     assert open_store(cohort, tmp_path / "cache", 80).digest != changed.digest
+    monkeypatch.setattr(views, "reading_code", lambda: "of a reader that may read otherwise")
+    assert open_store(cohort, tmp_path / "cache", 90).digest == changed.digest and len(read) == 24
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.endswith(".tmp")]
 
 
@@ -469,11 +472,11 @@ def test_the_digest_knows_boxes_stages_and_splits_but_not_ages(png_cohort, tmp_p
     assert len(others | {plain}) == 5
 
 
-def test_an_image_that_cannot_be_read_is_told_with_its_row(png_cohort, tmp_path):
+def test_an_image_that_cannot_be_read_is_told_by_its_name(png_cohort, tmp_path):
     folder = tmp_path / "cohort"
     shutil.copytree(png_cohort.parent, folder)
     (folder / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(CohortError, match=r"^row 5 of .*m\.csv: .*3\.png.*take the row out") as caught:
+    with pytest.raises(CohortError, match=r"m\.csv, image 3\.png: [^/]*take its row out$") as caught:
         open_store(read_manifest(folder / "m.csv"), tmp_path / "cache", 90)
     assert "\n" not in str(caught.value)
     assert not any((tmp_path / "cache").glob("*/record.json"))

@@ -7,6 +7,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import RunConfig, digest
+from ..config import RunConfig, digest, source_digest
 from ..errors import CohortError, SOSError
 from ..images.reader import read_image
 from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
@@ -70,10 +71,10 @@ def has_room(device: torch.device, size: int) -> bool:
     return device.type == "cuda" and ROOM * size <= torch.cuda.mem_get_info(device)[0]
 
 
-def open_store(cohort: Cohort, cache: Path, native_px: int) -> PixelStore:
-    """The cohort's decoded pixels, from `cache` where its manifest and files are unchanged, else decoded now with all cores."""
+def open_store(cohort: Cohort, folder: Path, native_px: int) -> PixelStore:
+    """The cohort's decoded pixels, kept below `folder` while its images and the code that reads them stay the same, else decoded now by all cores."""
     stamps = [[name, _stamp(cohort.root / name)] for name in cohort.table["image"]]
-    folder = Path(cache) / digest([stamps, native_px])[:16]
+    folder = Path(folder) / digest([stamps, native_px, reading_code()])[:16]
     if not (folder / "record.json").is_file():
         _decode(cohort, folder, native_px)
     record = json.loads((folder / "record.json").read_text())
@@ -86,6 +87,13 @@ def open_store(cohort: Cohort, cache: Path, native_px: int) -> PixelStore:
     return PixelStore(pixels, np.array(record["sizes"]), scale, boxes, targets, np.array(record["spacing_mm"], np.float32), known)
 
 
+@cache
+def reading_code() -> str:
+    """Hash of the code that makes stored pixels of files."""
+    sos = Path(__file__).resolve().parents[1]
+    return source_digest(sos / "images", sos / "cohort" / "cameras.py")
+
+
 def _stamp(path: Path) -> list:
     """Size and time of change of a file; of a series folder those of all files in it."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -94,11 +102,12 @@ def _stamp(path: Path) -> list:
 
 def _decode(cohort: Cohort, folder: Path, native_px: int) -> None:
     def decode(row):
-        path = cohort.image_path(row)
+        path, name = cohort.image_path(row), cohort.table["image"][row]
         try:
             return reduce_to(read_image(path), native_px)
         except SOSError as error:
-            raise CohortError(f"row {row + 2} of {cohort.path}: {error}; mend the file or take the row out") from error
+            told = str(error).removeprefix(f"{path.name}: ")
+            raise CohortError(f"{cohort.path}, image {name}: {told}; mend the file or take its row out") from error
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     record, state = {"sizes": [], "scale": [], "spacing_mm": []}, hashlib.sha256()

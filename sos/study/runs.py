@@ -40,7 +40,8 @@ class Run:
 
     @cached_property
     def record(self) -> dict:
-        """config.json whole: `config`, `data`, `code`, `scheme`, `virtual`, and where a teacher was needed `teacher`, its run's name."""
+        """config.json whole: `config`, `data`, `code`, `scheme`, `virtual`, `native_px` (see `config.Profile`; not in older runs), and where a teacher
+        was needed `teacher`, its run's name."""
         try:
             record = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

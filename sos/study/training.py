@@ -112,7 +112,7 @@ class Study:
         test = predictions[predictions["split"] == "test"]
         mirrored = answers(self.store, self.cohort, held_out, config, self.device, mirrored=True)
         record = {"config": config.resolved(), "scheme": self.profile.scheme, "virtual": self.cohort.virtual, "patients": len(self.cohort.table),
-                  "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
+                  "native_px": self.profile.native_px, "data": self.store.digest, "code": training_code(), "teacher": teacher and teacher.name}
         environment = machine_record(self.device) | {"precision": "bf16" if net.bf16 else "fp32", "seconds": round(seconds, 1)}
         if self.devices > 1:  # of them each trained with its share of batch_size
             environment |= {"devices": self.devices, "images_a_device": config.batch_size // self.devices}

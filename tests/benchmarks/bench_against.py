@@ -48,7 +48,7 @@ from sos.images.reader import read_image
 from sos.method.cam import enlarge, explain
 from sos.method.distill import Distillation
 from sos.method.models import StagingNet
-from sos.predict import NATIVE_PX, TOGETHER, predict_paths, released_record
+from sos.predict import TOGETHER, predict_paths, released_record
 from sos.study.fitting import adamw, decayed_and_not, network
 from sos.study.runs import RELEASED, config_of, load_network, machine_record
 from sos.study.training import CLIP, use_bf16
@@ -335,6 +335,7 @@ class Pipeline:
     def __init__(self, profile: str, scheme_size: int):
         known = get_profile(profile)
         self.config, self.window = (known.run(role).with_(precision="fp32") for role in ("detector", "teacher"))
+        self.native_px = known.native_px
         torch.manual_seed(0)
         self.detector, self.teacher = (network(config, scheme_size, "cpu").eval() for config in (self.config, self.window))
 
@@ -343,7 +344,7 @@ class Pipeline:
         """Stages, counted from 0, of GreyImages."""
         views = []
         for image in images:
-            native = torch.from_numpy(reduce_to(image, NATIVE_PX)[0])[None, None].float()
+            native = torch.from_numpy(reduce_to(image, self.native_px)[0])[None, None].float()
             views += [(native, still_scene(torch.tensor([native.shape[2:]]), mirrored)) for mirrored in (False, True)[:1 + mirror]]
         frames = torch.cat([frame_camera(native, scene, self.config) for native, scene in views])
         found = self.detector.find(normalise(frames / 255))
