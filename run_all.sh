@@ -23,8 +23,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$here/.venv
 log=$here/runs/environment.log
 unfinished=$here/runs/environment.unfinished  # there while .venv is being made or renewed
-needed="torch torchvision fastai pydicom papermill jupytext nbformat ipykernel numpy pandas scipy sklearn matplotlib seaborn PIL safetensors"
-needed_by_tests="pytest xdist hypothesis nbval nbconvert ipywidgets"
+needed="torch torchvision fastai pydicom papermill jupytext nbformat ipykernel numpy pandas scipy sklearn matplotlib seaborn PIL safetensors
+  openjpeg jpeg_ls gdcm dask distributed ipywidgets anywidget threadpoolctl tqdm"
+needed_by_tests="pytest xdist hypothesis nbval nbconvert imagecodecs"
 free_gb_needed=9
 test=no
 site=no

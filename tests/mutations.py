@@ -58,10 +58,10 @@ MUTANTS = [Mutant(*row) for row in (
     ("KL: sum over images", "losses.py", ".sum(1).mean()\n\n\ndef align", ".sum(1).sum()\n\n\ndef align"),
     # the student's spatial logits in the window
     ("align: without half-pixel alignment", "losses.py", "aligned=True", "aligned=False"),
-    ("align: half a cell further", "losses.py", "width, height])\n", "width, height]) + 0.5\n"),
+    ("align: half a cell further", "losses.py", "* height], 1)\n", "* height], 1) + 0.5\n"),
     ("align: one sample a cell", "losses.py", "sampling_ratio=2", "sampling_ratio=1"),
-    ("align: width and height swapped", "losses.py", "[width, height, width, height]", "[height, width, height, width]"),
-    ("align: window read as (y, x)", "losses.py", "boxes = window * window", "boxes = window[:, [1, 0, 3, 2]] * window"),
+    ("align: width and height swapped", "losses.py", "boxes = torch.stack(", "width, height = height, width\n    boxes = torch.stack("),
+    ("align: window read as (y, x)", "losses.py", "boxes = torch.stack(", "window = window[:, [1, 0, 3, 2]]\n    boxes = torch.stack("),
     ("align: every image in the first one's window", "losses.py", "torch.cat([index, boxes], 1)",
      "torch.cat([index, boxes[:1].expand_as(boxes)], 1)"),
     ("align: every window on the first image", "losses.py", "torch.cat([index, boxes], 1)", "torch.cat([0 * index, boxes], 1)"),

@@ -1,5 +1,7 @@
 """The decoders that let go of the interpreter's lock: asked first, equal to pydicom's, and with pydicom's behind them for what they refuse."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from sos.images import decode
 from sos.images.codecs import NAME, SYNTAXES, register
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+REPOSITORY = Path(__file__).resolve().parents[1]
 COLLECTION = Path(pydicom.__file__).parent / "data/test_files"
 LOSSLESS = {"RLE": RLELossless, "JPEG-LS": JPEGLSLossless, "JPEG 2000": JPEG2000Lossless}
 
@@ -48,6 +51,22 @@ def test_a_compressed_picture_is_what_was_compressed(syntax, dtype, bits):
     else:
         assert (by(NAME, data) == stored).all() and by(NAME, data).dtype == dtype
     assert (decode._stored(data, 0) == stored).all()
+
+
+def test_without_imagecodecs_pixels_are_the_same(tmp_path):
+    """In a process of its own, where it cannot be imported."""
+    stored = [picture(bits=12).astype(np.uint16), picture(bits=8).astype(np.uint8)]
+    names = []
+    for kind, syntax in LOSSLESS.items():
+        for k, one in enumerate(stored):
+            names.append(tmp_path / f"{kind} {k}.dcm")
+            compressed(one, syntax).save_as(names[-1], enforce_file_format=True)
+    code = ("import sys; sys.modules['imagecodecs'] = None\nimport pydicom\nfrom sos.images import codecs, decode, header\n"
+            "assert codecs.imagecodecs is None\n"
+            "for name in sys.argv[1:]:\n    data = header.read_header(name, pixels=True); data.NumberOfFrames = 1\n"
+            "    print(decode._stored(data, 0).tobytes().hex())")
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.split() == [one.tobytes().hex() for _ in LOSSLESS for one in stored]
 
 
 def test_the_whole_collection_is_decoded_as_by_the_others():

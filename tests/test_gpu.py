@@ -1,4 +1,4 @@
-"""What can be known of a GPU without one. torch's *meta* device stands in: its tensors have shapes and no numbers, refuse to meet those of a CPU, and
+"""What can be known of a GPU without one, and one step of each kind where there is one. torch's *meta* device stands in: its tensors have shapes and no numbers, refuse to meet those of a CPU, and
 cannot say what they hold. What runs there makes all that it needs on its device, and never waits for an answer from it."""
 
 import sys
@@ -37,9 +37,9 @@ def kinds():
     return list(found.values())
 
 
-def small(config):
-    """`config` with small pictures, and in the one precision that the meta device knows."""
-    return config.with_(precision="fp32", batch_size=4, window_px=64, frame_px=128 if config.looks == 2 else 96, glance_px=64)
+def small(config, precision="fp32"):
+    """`config` with small pictures; fp32 is the one precision that the meta device knows."""
+    return config.with_(precision=precision, batch_size=4, window_px=64, frame_px=128 if config.looks == 2 else 96, glance_px=64)
 
 
 def said(pair):
@@ -73,6 +73,32 @@ def test_a_training_step_needs_nothing_from_the_cpu_and_waits_for_nothing(pair, 
     step.net.eval()
     look, cam = explain(step.net, seen[0], layer=config.cam_layer)
     assert look.logits.device.type == cam.device.type == META
+
+
+@pytest.mark.parametrize("pair", kinds() if torch.cuda.is_available() else [], ids=said)
+def test_two_training_steps_and_a_look_on_the_gpu(pair):
+    """In the precision of the profile, by the kernels that training takes there."""
+    two_steps(*(small(config, config.precision) for config in pair), "cuda")
+
+
+def test_two_training_steps_and_a_look_are_what_a_gpu_is_asked_for():
+    """The same on a CPU, so that what a GPU is asked for first is known to be right."""
+    for config, teacher in (pair for pair in kinds() if pair[0].backbone == "resnet16_pool_first" and pair[0].looks == 2 or pair[0].role == "detector"):
+        two_steps(small(config), small(teacher), "cpu")
+
+
+def two_steps(config, teacher, device):
+    seen = Views(small_store(), config, training=True, device=device, window_px=teacher.window_px, window_scale=teacher.window_scale)(np.arange(4))
+    step = work.TrainingStep(config, teacher, device=device)
+    step(seen)
+    step(seen)
+    assert torch.isfinite(step.loss(seen)) and all(torch.isfinite(parameter).all() for parameter in step.net.parameters())
+    step.net.eval()
+    if config.role == "detector":
+        assert step.net.find(seen[0]).scores.shape == (4,)
+    else:
+        look, cam = explain(step.net, seen[0], layer=config.cam_layer)
+        assert torch.isfinite(look.logits).all() and torch.isfinite(cam).all()
 
 
 @pytest.mark.parametrize("room", [False, True])

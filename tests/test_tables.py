@@ -238,10 +238,15 @@ def shown(table, row, column):
     return table.shown.set_index(table.shown.columns[0]).loc[row, column]
 
 
+def test_accuracy_alone_is_that_among_all_metrics(finished):
+    table = predictions(finished.cohort, 2, 1.0).sample(frac=1, random_state=1)
+    assert (results.sample_accuracy(table, 100) == results.sample(table, 100)["accuracy"]).all()
+
+
 def test_every_table_of_a_profile_without_runs_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("SOS_HOME", str(tmp_path))
     study = Study("paper")
-    paths = tables.write_tables(study)
+    paths = tables.write_tables(results.Results(study))
     assert sorted(path.suffix for path in paths) == sorted([".csv", ".md"] * (len(tables.TABLES) + len(study.profile.ablations()) - 1))
     assert len({path.name for path in paths}) == len(paths)
     for path in paths:

@@ -46,7 +46,7 @@ class Scene:
 
     def to_frame(self, points: torch.Tensor) -> torch.Tensor:
         """(b, n, 2) native points to frame coordinates."""
-        return torch.einsum("bij,bnj->bni", torch.linalg.inv(self.matrix), points - self.centre[:, None]) + 0.5
+        return torch.einsum("bij,bnj->bni", torch.linalg.inv_ex(self.matrix).inverse, points - self.centre[:, None]) + 0.5
 
     def box_to_frame(self, boxes: torch.Tensor) -> torch.Tensor:
         """(b, 4) native boxes x0, y0, x1, y1 to frame coordinates: centre moved, sides scaled. The box stays upright under rotation and

@@ -57,7 +57,7 @@ class PixelStore:
         if self._kept[device] is None:
             return torch.from_numpy(np.ascontiguousarray(self.native(rows))).to(device)[:, None]
         height, width = self.sizes[rows].max(0)
-        return self._kept[device][:, None, :height, :width].index_select(0, torch.from_numpy(rows).to(device))
+        return self._kept[device][:, None, :height, :width].index_select(0, torch.tensor(rows, device=device))
 
     def _copy_to(self, device: torch.device) -> torch.Tensor:
         there = torch.empty(self.pixels.shape, dtype=torch.uint8, device=device)

@@ -1,14 +1,19 @@
 """Decoders for pydicom that let go of the interpreter's lock, so that other threads compute while a frame is decoded; its own do not.
 
 They take the ordinary frame alone, grey and of the kind that the header says. Whatever else they refuse, and pydicom's own decoders are asked
-after them (they stand behind in the alphabet); of JPEG-LS the room `decode` asks the one that fits alone.
+after them (they stand behind in the alphabet); of JPEG-LS the room `decode` asks the one that fits alone. Where imagecodecs is not installed,
+pydicom's do all of it.
 """
 
-import imagecodecs
 import numpy as np
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSLossless, JPEGLSNearLossless, RLELossless
+
+try:
+    import imagecodecs
+except ImportError:  # an environment that somebody put together: slower, and the same pixels
+    imagecodecs = None
 
 NAME = "abreast"
 SYNTAXES = (JPEG2000, JPEG2000Lossless, JPEGLSLossless, JPEGLSNearLossless, RLELossless)
@@ -16,7 +21,7 @@ DECODER_DEPENDENCIES = {syntax: ("imagecodecs",) for syntax in SYNTAXES}
 
 
 def is_available(uid: str) -> bool:
-    return uid in SYNTAXES
+    return imagecodecs is not None and uid in SYNTAXES
 
 
 def decode_frame(stream: bytes, runner: DecodeRunner) -> bytearray:
@@ -41,5 +46,5 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytearray:
 def register() -> None:
     """Make them known to pydicom, once a process."""
     for syntax in SYNTAXES:
-        if NAME not in (decoder := get_decoder(syntax)).available_plugins:
+        if is_available(syntax) and NAME not in (decoder := get_decoder(syntax)).available_plugins:
             decoder.add_plugin(NAME, (__name__, decode_frame.__name__))

@@ -79,7 +79,7 @@ def _decode(dataset, index: int, **options) -> np.ndarray:
     safe = [name for name in decoder.available_plugins if name not in CRASHING]
     if syntax == JPEGExtended12Bit and stream.precision > 8:
         safe = []  # pydicom's plugins take 8 bits only
-    if syntax in JPEGLSTransferSyntaxes and len(safe) > 1:  # all of one library, which takes seconds to refuse some damage: asked once
+    if syntax in JPEGLSTransferSyntaxes and NAME in safe and len(safe) > 1:  # all of one library, which takes seconds to refuse some damage: asked once
         plain = whole(dataset, "SamplesPerPixel", 1) == 1 and not whole(dataset, "PixelRepresentation", 0)
         safe = [name for name in safe if (name == NAME) == plain]  # ours knows no colour, nor signs of JPEG-LS
     if not safe:

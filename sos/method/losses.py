@@ -25,7 +25,7 @@ def align(spatial: torch.Tensor, window: torch.Tensor, grid: int | tuple[int, in
     RoIAlign (He et al. 2017) with half-pixel alignment, so that positions of both networks show the same place of the scene.
     """
     height, width = spatial.shape[2:]
-    boxes = window * window.new_tensor([width, height, width, height])
+    boxes = torch.stack([window[:, 0] * width, window[:, 1] * height, window[:, 2] * width, window[:, 3] * height], 1)
     index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
     return roi_align(spatial, torch.cat([index, boxes], 1), grid, sampling_ratio=2, aligned=True)
 

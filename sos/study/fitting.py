@@ -1,5 +1,6 @@
 """One run's training: fastai's loop over a profile's batches, which stops and resumes at any epoch with the same result."""
 
+import math
 import os
 import time
 from functools import partial
@@ -28,12 +29,14 @@ from .detector import Detector
 from .runs import Run, load_network, round_weights
 from .training import CLIP, WARM_UP, use_bf16
 
+KEEP_S = 10.0  # between two checkpoints at least: on a GPU an epoch is shorter than writing one
+
 
 def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, teacher: Run | None, device: str,
         share: tuple[int, int] = (0, 1)):
     """Train a network. Returns it in eval mode with rounded weights, its history (one row an epoch) and the seconds it took.
 
-    Each finished epoch is kept in `checkpoint`, and training goes on from there. Raises OutOfTime where the next epoch would not end before
+    Finished epochs are kept in `checkpoint`, and training goes on from there. Raises OutOfTime where the next epoch would not end before
     the deadline in $SOS_DEADLINE (Unix time). A detector learns nothing from `teacher`, which stages what it finds later. share: (i, n) in the
     i-th of n processes that do this together, see the room `devices`.
     """
@@ -92,7 +95,8 @@ def decayed_and_not(net: nn.Module) -> list[list[nn.Parameter]]:
 
 
 class Checkpoints(Callback):
-    """Seeds each epoch, keeps it on disk when it is over, and stops in time. Runs after the recorder, whose numbers it keeps."""
+    """Seeds each epoch, keeps it on disk when it is over (of short ones one in KEEP_S seconds), and stops in time. Runs after the recorder, whose
+    numbers it keeps."""
 
     order = 60
 
@@ -100,6 +104,7 @@ class Checkpoints(Callback):
         super().__init__()
         self.path, self.config, self.share = path, config, share
         self.history, self.seconds, self.start, self.distillation = [], 0.0, 0, None
+        self.kept = -math.inf  # when the checkpoint was written, on the monotonic clock
         self.deadline = float(os.environ.get("SOS_DEADLINE", "inf"))
 
     def fit(self, learn: Learner) -> None:
@@ -146,8 +151,9 @@ class Checkpoints(Callback):
         self.seconds += took
         if self.epoch + 1 == self.n_epoch:
             return
-        if self.share[0] == 0:
+        if self.share[0] == 0 and (late or time.monotonic() - self.kept >= KEEP_S):
             self._keep()
+            self.kept = time.monotonic()
         if late:
             raise OutOfTime(f"stopped in time after epoch {self.epoch + 1} of {self.n_epoch} of the {self.config.role}; the next call goes on")
 

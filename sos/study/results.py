@@ -52,6 +52,7 @@ class Results:
         self._runs: dict[RunConfig, list[Run]] = {}
         self._sampled: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
         self._trusted: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
+        self._accuracies: dict[tuple[Path, float], np.ndarray] = {}
 
     def of(self, configs: list[RunConfig]) -> dict[int, Run]:
         """seed → finished run, of `configs` that differ in their seed alone."""
@@ -98,6 +99,12 @@ class Results:
         each = [float(function(*(self.sampled(group[seed])[metric] for group in groups))[0]) for seed in shared_seeds(groups)]
         return summarise(values) | {"p": p_value(values)} | spread(each)
 
+    def accuracy_at(self, level: float, run: Run, table: pd.DataFrame) -> np.ndarray:
+        """(1 + bootstrap,) accuracy of a run at a difficulty, whose predictions are `table`."""
+        if (run.path, level) not in self._accuracies:
+            self._accuracies[run.path, level] = sample_accuracy(table, self.profile.bootstrap)
+        return self._accuracies[run.path, level]
+
     def trusted(self, runs: dict[int, Run], seen: str = "as_is") -> dict[str, np.ndarray]:
         """name → (seeds, 1 + bootstrap) of `trust.sample`; empty without runs. seen: `as_is`, or `both` for the mean of an image's answer and its
         mirror image's."""
@@ -137,6 +144,14 @@ def sample(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, np.n
     if columns:
         values |= staging_metrics(table["target"].to_numpy(int), table[columns].to_numpy(float), counts)
     return values
+
+
+def sample_accuracy(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> np.ndarray:
+    """(1 + bootstrap,) what `sample` says of accuracy, in a small part of its time."""
+    table = table.sort_values("image", ignore_index=True)
+    counts = np.concatenate([np.ones((1, len(table))), resamples(table["patient_id"], bootstrap, seed)])
+    right = table[probability_columns(table)].to_numpy(float).argmax(1) == table["target"].to_numpy(int)
+    return counts @ right / counts.sum(1)
 
 
 def p_value(values: np.ndarray) -> float:

@@ -288,10 +288,10 @@ def by_difficulty(results: Results) -> Table:
 
 def _tested(results: Results, role: str, level: float) -> np.ndarray | None:
     """(1 + bootstrap,) accuracy at a difficulty, mean over the finished seeds; None where there is none or one was not tested there."""
-    tables = [difficulty.predictions(results.study, run, level) for run in results.role(role).values()]
-    if not tables or any(table is None for table in tables):
+    tables = [(run, difficulty.predictions(results.study, run, level)) for run in results.role(role).values()]
+    if not tables or any(table is None for _, table in tables):
         return None
-    return np.mean([sample(table, results.profile.bootstrap)["accuracy"] for table in tables], 0)
+    return np.mean([results.accuracy_at(level, run, table) for run, table in tables], 0)
 
 
 def difficulty_findings(table: Table) -> list[str]:
@@ -386,12 +386,11 @@ def findings(results: Results) -> list[str]:
     return said or [f"The models are {NOT_YET}."]
 
 
-def write_tables(study: Study) -> list[Path]:
-    """Write every table of the study into `runs/<profile>/tables/`, those of the ablations that the profile trains among them; cells without a
+def write_tables(results: Results) -> list[Path]:
+    """Write every table of a study into `runs/<profile>/tables/`, those of the ablations that the profile trains among them; cells without a
     run say "not yet run". Returns the paths."""
-    results = Results(study)
-    made = [make(results) for make in TABLES] + [ablation(results, name) for name in study.profile.ablations() if name != "terms"]
-    return [path for table in made for path in table.save(study.folder / "tables")]
+    made = [make(results) for make in TABLES] + [ablation(results, name) for name in results.profile.ablations() if name != "terms"]
+    return [path for table in made for path in table.save(results.study.folder / "tables")]
 
 
 def publish(profile: str) -> list[Path]:
