@@ -187,7 +187,7 @@ def test_a_study_that_cannot_be_read_is_told_in_one_line(own, tmp_path):
         told = browse(own(**wrong))
         assert isinstance(told, HTML) and 'role="alert"' in told.value and "\n" not in told.value
     (tmp_path / "0.png").write_bytes(b"no image")
-    assert "row 2 of" in browse(own()).value
+    assert "image 0.png: " in browse(own()).value
 
 
 def test_without_a_kernel_the_picture_is_there(study):

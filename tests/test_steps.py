@@ -291,7 +291,8 @@ def test_notebook_out_of_time_is_no_failure(house, capsys):
 
 def start_walk(house) -> subprocess.Popen:
     """The same road in a process of its own."""
-    code = ("import sys; from dataclasses import replace; from sos import config, steps\n"
+    code = ("import signal, sys; from dataclasses import replace; from sos import config, steps\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell takes from what it starts in the background
             "config.PROFILES['tiny'] = replace(config.PROFILES['smoke'], name='tiny', patients=1, at_once=0)\n"
             "config.source_digest = lambda *paths: 'as it is'\n"
             "if __name__ == '__main__': sys.exit(steps.main(sys.argv[1:]))")
