@@ -169,10 +169,19 @@ def test_measure_tells_of_attention_only_where_there_is_one():
     assert told["energy"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25}) and told["iou"]["value"] == pytest.approx(0.5)
 
 
+def test_resamples_are_drawn_once_for_all_tables_of_the_same_patients():
+    one, other = (predictions(40, seed, images_each=2)["patient_id"] for seed in (1, 2))
+    counts = resamples(one, 30)
+    assert resamples(other, 30) is counts and resamples(one, 30, seed=1) is not counts and resamples(one[1:], 30) is not counts
+    with pytest.raises(ValueError, match="read-only"):
+        counts[0, 0] = 7
+
+
 def test_resamples_in_many_parts_are_those_in_one(monkeypatch):
     table, other = predictions(90, 1, images_each=2), predictions(90, 2, images_each=2)
     at_once = resamples(table["patient_id"], 50), measure(table, 50), difference(table, other, "auroc", 50)
     monkeypatch.setattr(metrics, "AT_ONCE", 700)  # seven resamples
+    monkeypatch.setattr(metrics, "KEPT", 0)
     assert (resamples(table["patient_id"], 50) == at_once[0]).all()
     in_parts = measure(table, 50)
     for name, values in at_once[1].items():

@@ -4,6 +4,7 @@ Many resamples are handled at once: a resample is a vector of counts over patien
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pandas as pd
 ECE_BINS = 10
 INFLATED = ("ece", "ece_scaled")  # metrics that chance makes larger, in each resample once more: see `interval`
 AT_ONCE = 2**21  # counts, 16 MiB: so many resamples of a large cohort are drawn and measured together
+KEPT = 2**23  # counts, 64 MiB: resamples of a cohort that has no more are kept for the next table
 
 
 def staging_metrics(target: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -66,8 +68,18 @@ def attention_metrics(table: pd.DataFrame, counts: np.ndarray) -> dict[str, np.n
 
 
 def resamples(patients: pd.Series, n: int, seed: int = 0) -> np.ndarray:
-    """(n, images) counts of n bootstrap resamples over patients: all images of a drawn patient are in, as often as it is drawn."""
-    return np.concatenate(list(_blocks(patients, n, seed)))
+    """(n, images) counts of n bootstrap resamples over patients: all images of a drawn patient are in, as often as it is drawn. Read only: all runs
+    of a study are judged by the same, which are drawn once."""
+    codes = pd.factorize(patients)[0].astype(np.int64)
+    draw = _drawn if n * len(codes) <= KEPT else _drawn.__wrapped__
+    return draw(codes.tobytes(), n, seed)
+
+
+@lru_cache(maxsize=2)
+def _drawn(codes: bytes, n: int, seed: int) -> np.ndarray:
+    counts = np.concatenate(list(_blocks(np.frombuffer(codes, np.int64), n, seed)))
+    counts.flags.writeable = False
+    return counts
 
 
 def measure(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -149,7 +161,7 @@ def _resampled(tables: list[pd.DataFrame], bootstrap: int, seed: int) -> list[di
     return [{name: np.concatenate([part[name] for part in of_table]) for name in of_table[0]} for of_table in parts]
 
 
-def _blocks(patients: pd.Series, n: int, seed: int) -> Iterator[np.ndarray]:
+def _blocks(patients: pd.Series | np.ndarray, n: int, seed: int) -> Iterator[np.ndarray]:
     """`resamples` in parts of at most AT_ONCE counts; one part at least."""
     codes, unique = pd.factorize(patients)
     rng = np.random.default_rng([seed, 0xB007])

@@ -147,7 +147,7 @@ def sample(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> dict[str, np.n
 
 
 def sample_accuracy(table: pd.DataFrame, bootstrap: int, seed: int = 0) -> np.ndarray:
-    """(1 + bootstrap,) what `sample` says of accuracy, in a small part of its time."""
+    """(1 + bootstrap,) what `sample` says of accuracy, in a part of its time."""
     table = table.sort_values("image", ignore_index=True)
     counts = np.concatenate([np.ones((1, len(table))), resamples(table["patient_id"], bootstrap, seed)])
     right = table[probability_columns(table)].to_numpy(float).argmax(1) == table["target"].to_numpy(int)
