@@ -137,7 +137,7 @@ def best_student() -> Run | None:
     for profile in STUDENTS_OF:
         students = [run for run in find_runs(runs_dir(profile) / "models", "student") if run.weights.is_file()]
         if students:
-            return max(students, key=lambda run: (run.split("valid")["decided"] == run.split("valid")["stage"]).mean())
+            return max(students, key=lambda run: run.split("valid").eval("decided == stage").mean())
     return None
 
 

@@ -178,7 +178,8 @@ VOI.LUTDescriptor, VOI.LUTData = [2, 0, 16], b"\1\0\0\0"
 @pytest.mark.parametrize("data", [
     ct(np.stack([STORED] * 2)), ct(np.stack([STORED.astype(np.uint8)] * 3, -1)), ct(STORED << 4, bits=12, HighBit=15),
     ct(STORED, VOILUTSequence=[VOI]), ct(STORED, ModalityLUTSequence=[VOI]), ct(STORED, bits=12, PixelPaddingValue=63536),
-    ct(STORED, SharedFunctionalGroupsSequence=[Dataset()]), ct(np.full_like(STORED, 7)), ct(STORED, PixelPaddingValue=0, PixelPaddingRangeLimit=65535)], ids=lambda data: "")
+    ct(STORED, SharedFunctionalGroupsSequence=[Dataset()]), ct(np.full_like(STORED, 7)),
+    ct(STORED, PixelPaddingValue=0, PixelPaddingRangeLimit=65535)], ids=lambda data: "")
 def test_what_takes_more_is_refused(data, tmp_path):
     path = save(data, tmp_path / "slice.dcm")
     with pytest.raises(standalone.Refused):

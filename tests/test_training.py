@@ -18,7 +18,7 @@ from sos.config import CAM_LAYERS, get_profile
 from sos.errors import ConfigError, OutOfTime
 from sos.method.cam import box_mask, explain, peak
 from sos.method.models import build
-from sos.study import training
+from sos.study import fitting, training
 from sos.study.fitting import fit
 from sos.study.grid import find
 from sos.study.metrics import measure
@@ -186,6 +186,17 @@ def test_stopped_after_the_first_epoch_and_resumed_is_as_if_never_stopped(study,
     assert resumed.name == whole.name
     assert_same_result(resumed, whole)
     assert not list((other.folder / "models").glob(".*"))
+
+
+@pytest.mark.parametrize(("apart_s", "times"), [(0.0, 2), (3600.0, 1)])
+def test_short_epochs_are_not_each_kept(study, apart_s, times, tmp_path, monkeypatch):
+    """The first is, then what ends so much later, and never the last, after which the run is whole."""
+    monkeypatch.setenv("SOS_HOME", str(tmp_path))
+    kept, keep = [], fitting.Checkpoints._keep
+    monkeypatch.setattr(fitting.Checkpoints, "_keep", lambda self: kept.append(self.epoch) or keep(self))
+    monkeypatch.setattr(fitting, "KEEP_S", apart_s)
+    run = Study(study.profile, study.manifest, device="cpu").obtain(study.profile.run("baseline").with_(epochs=3))
+    assert kept == list(range(times)) and len(run.history) == 3
 
 
 def test_a_deadline_far_away_stops_nothing(study, tmp_path, monkeypatch):
