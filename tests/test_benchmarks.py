@@ -58,7 +58,12 @@ def test_parts_take_turns_and_the_first_turn_does_not_count():
     calls = []
     took = measure.in_turns(3, lambda: calls.append("wait"), a=lambda: calls.append("a"), b=lambda: calls.append("b"))
     assert calls == ["a", "wait", "b", "wait"] * 4
-    assert set(took) == {"a", "b"} and 0 < took["a"] < 1
+    assert set(took) == {"a", "b"} and 0 < took["a"] < 1 and len(took.each["a"]) == 3
+
+
+def test_a_ratio_is_that_of_the_rounds_and_not_of_the_medians():
+    took = measure.Turns({"a": [1.0, 2.0, 9.0], "b": [1.0, 4.0, 3.0]})  # in the last round all was slow
+    assert took == {"a": 2.0, "b": 3.0} and took.ratio("a", "b") == 1.0 and took.ratio("b", "a") == 1.0
 
 
 def test_a_goal_has_its_own_target_on_a_gpu_and_may_be_reached_from_either_side():
@@ -69,7 +74,7 @@ def test_a_goal_has_its_own_target_on_a_gpu_and_may_be_reached_from_either_side(
 
 
 def test_goals_have_names_of_their_own():
-    assert len({goal.what for goal in ratios.GOALS}) == len(ratios.GOALS) == 13
+    assert len({goal.what for goal in ratios.GOALS}) == len(ratios.GOALS) == 15
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
@@ -77,8 +82,8 @@ def test_goals_have_names_of_their_own():
 
 def test_a_missing_library_gives_a_row_that_says_so(run, without_peers):
     rows = [against.compare(run, against.CAM, against.cam_against), *against.distillation(run), against.compare(run, against.DICOM, against.dicom)]
-    assert [row.what for row in rows] == [goal.what for goal in (against.CAM, against.FASTERAI, against.FROZEN, against.TORCHDISTILL, against.DICOM)]
-    for row, library in zip(rows, ("pytorch_grad_cam", "fasterai.", "fasterai.", "torchdistill.", "fastai.medical"), strict=True):
+    assert [row.what for row in rows] == [goal.what for goal in (against.CAM, *against.LOOPS, against.DICOM)]
+    for row, library in zip(rows, ("pytorch_grad_cam", "fasterai.", "fasterai.", "torchdistill.", "fasterai.", "torchdistill.", "fastai.medical"), strict=True):
         assert row.value is None and row.reached is None
         assert re.match(rf"not installed: {library}.*; see tests/benchmarks/requirements.txt", row.note)
 

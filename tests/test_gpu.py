@@ -6,12 +6,15 @@ What runs there makes all that it needs on its device, and never waits for an an
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fastai.learner import AvgSmoothLoss
 from test_views import small_store
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))  # where they find each other
 
@@ -20,6 +23,7 @@ from benchmarks import work  # noqa: E402
 from sos.cohort.views import Views  # noqa: E402
 from sos.config import get_profile  # noqa: E402
 from sos.method.cam import explain  # noqa: E402
+from sos.study.fitting import LossThere  # noqa: E402
 from sos.study.grid import plan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,17 +62,38 @@ def stand_in(monkeypatch):
     return store
 
 
+class NoWaiting(TorchDispatchMode):
+    """Refuses a copy from the CPU to the meta device that its caller would wait for; `copies`, how many there were that nobody waits for."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and kwargs["device"].type == META:
+            assert kwargs.get("non_blocking"), "a copy to the device that is waited for"
+            self.copies += 1
+        return function(*args, **kwargs)
+
+
 @pytest.mark.parametrize("pair", kinds(), ids=said)
 def test_a_training_step_needs_nothing_from_the_cpu_and_waits_for_nothing(pair, stand_in):
     config, teacher = map(small, pair)
-    seen = Views(stand_in, config, training=True, device=META, window_px=teacher.window_px, window_scale=teacher.window_scale)(np.arange(4))
+    views = Views(stand_in, config, training=True, device=META, window_px=teacher.window_px, window_scale=teacher.window_scale)
+    with NoWaiting() as copied:
+        seen = views(np.arange(4))
+    assert 0 < copied.copies <= 9  # pixels or their rows, three columns of the store, and constants of the cameras
     assert all(part.device.type == META for part in seen)
     step = work.TrainingStep(config, teacher, device=META)
     if config.role == "detector":  # torchvision's loss asks how many places see a joint
         with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
             step.backward(seen)
         return
-    step.backward(seen)
+    with NoWaiting() as copied:
+        step.backward(seen)
+    assert not copied.copies
+    LossThere().accumulate(SimpleNamespace(loss=step.loss(seen)))
+    with pytest.raises(NotImplementedError, match="out of meta tensor"):  # what would be waited for without it
+        AvgSmoothLoss().accumulate(SimpleNamespace(loss=step.loss(seen)))
     gradients = [parameter.grad for parameter in step.net.parameters() if parameter.grad is not None]
     assert gradients and all(gradient.device.type == META for gradient in gradients)
     assert nn.utils.clip_grad_norm_(step.net.parameters(), 1.0).device.type == META

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sos.cohort import views
 from sos.cohort.batches import ViewLoader
-from sos.cohort.cameras import Light, Scene, camera, normalise, random_scene, reduce_to, square_window, still_scene
+from sos.cohort.cameras import Asked, Light, Scene, camera, cameras, normalise, random_scene, reduce_to, square_window, still_scene
 from sos.cohort.manifest import BOX, read_manifest
 from sos.cohort.views import PixelStore, has_room, open_store
 from sos.config import RunConfig
@@ -235,6 +235,14 @@ def test_the_camera_gives_bit_for_bit_the_mean_of_a_finer_picture_sampled_in_one
     assert torch.equal(camera(native, scene, size, window, fine), expected) and expected.std() > 1
 
 
+def test_pictures_asked_for_together_are_those_asked_for_alone():
+    pixels, sizes = (255 * smooth(5, 40, 60)).to(torch.uint8), torch.tensor([[40, 60]]).expand(5, 2)
+    scene, window = random_scene(sizes, WILD, generator(3)), torch.rand(5, 4, generator=generator(4)).sort(1).values
+    frame, crop = cameras(pixels, scene, Asked(24), Asked(16, window, fine=1))
+    assert torch.equal(frame, camera(pixels, scene, 24)) and torch.equal(crop, camera(pixels, scene, 16, window, fine=1))
+    assert not torch.equal(crop, camera(pixels, scene, 16, window))
+
+
 # ---- light ---------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +250,24 @@ def test_no_light_to_speak_of_leaves_the_picture_as_it_is():
     picture = smooth(3, 16, 16)
     light = Light.random(3, RunConfig(**DARK), generator(), "cpu")
     assert torch.allclose(light.shine(picture, generator()), picture, atol=1e-3)
+
+
+def test_light_is_gamma_then_gain_and_offset_about_the_middle():
+    picture, config = smooth(4, 16, 16), RunConfig(gain=0.3, offset=0.1, gamma=0.4, noise=0.0)
+    light = Light.random(4, config, generator(), "cpu")
+    expected = ((picture.double().clamp_min(1e-4) ** light.gamma.double() - 0.5) * light.gain + 0.5 + light.offset).clamp(0, 1)
+    lit = light.shine(picture, generator())
+    assert torch.allclose(lit.double(), expected, atol=1e-6) and not torch.allclose(lit, picture, atol=1e-2)
+
+
+def test_light_and_norm_may_be_written_over_the_picture():
+    picture = smooth(3, 16, 16)
+    light = Light.random(3, RunConfig(noise=0.1), generator(), "cpu")
+    lit, before = light.shine(picture, generator(1)), picture.clone()
+    seen = normalise(lit)
+    assert torch.equal(picture, before) and not torch.equal(seen, lit)
+    assert torch.equal(light.shine(picture, generator(1), out=picture), lit) and torch.equal(picture, lit)
+    assert torch.equal(normalise(picture, out=picture), seen) and torch.equal(picture, seen)
 
 
 def test_light_keeps_to_its_ranges_and_to_grey_values():

@@ -6,6 +6,7 @@ that a full-image network sees, the whole native image centred in it with its lo
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,11 @@ def reduce_to(image, native_px: int) -> tuple[np.ndarray, float, float]:
         grey = F.interpolate(grey, size=size, mode="bilinear", antialias=True, align_corners=False).clamp_(0, 1)
     spacing = float("nan") if image.spacing_mm is None else image.spacing_mm / scale
     return (grey[0, 0] * 255).round_().to(torch.uint8).numpy(), scale, spacing
+
+
+def put(values, device: torch.device | str) -> torch.Tensor:
+    """Numbers as a tensor on `device`. A GPU finishes first what it was told before; its caller does not wait for that."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Scene:
 def still_scene(sizes: torch.Tensor, mirrored: bool = False) -> Scene:
     """The whole image (b, 2: height, width), upright and centred: what is seen in validation and in use. mirrored: left and right exchanged."""
     sizes = sizes.float()
-    axes = torch.diag(sizes.new_tensor([-1.0 if mirrored else 1.0, 1.0]))
+    axes = torch.diag(put([-1.0 if mirrored else 1.0, 1.0], sizes.device))
     return Scene(axes * sizes.amax(1)[:, None, None], sizes.flip(1) / 2)
 
 
@@ -86,41 +92,72 @@ def square_window(boxes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     return torch.cat([centre - half, centre + half], 1)
 
 
-def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None, fine: int = FINE) -> torch.Tensor:
-    """Sample native pixels (b, 1, H, W), of any kind of number, once into square pictures (b, 1, size_px, size_px) float32: the frame, or the
-    `window` (b, 4) of the frame.
+class Asked(NamedTuple):
+    """A picture asked of a scene: square, of `size_px`, of the `window` (b, 4) of the frame (None: the frame), the mean of fine × fine samples a
+    pixel."""
 
-    Anti-aliased: fine × fine samples a picture pixel, averaged. Black outside the native image.
+    size_px: int
+    window: torch.Tensor | None = None
+    fine: int = FINE
+
+
+def frame_of(config: RunConfig) -> Asked:
+    """The frames that a network of `config` sees. Those of one that looks twice are so large that a pixel spans two native ones or less, and one
+    sample, itself the mean of its four neighbours, does."""
+    return Asked(config.frame_px, fine=1 if config.looks == 2 else FINE)
+
+
+def cameras(native: torch.Tensor, scene: Scene, *asked: Asked) -> list[torch.Tensor]:
+    """Sample native pixels (b, 1, H, W), of any kind of number, once into each of the pictures `asked`, (b, 1, size_px, size_px) float32 and new.
+
+    Anti-aliased by the mean of their samples. Black outside the native image.
     """
-    b = len(native)
-    span = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=native.device).expand(b, 4) if window is None else window
-    at_once = b if native.is_cuda else PART * torch.get_num_threads()
-    parts = (part.split(at_once) for part in (native, scene.matrix, scene.centre, span))
-    return torch.cat([_sample(pixels.float(), Scene(matrix, centre), size_px, span, fine) for pixels, matrix, centre, span in zip(*parts)])
-
-
-def _sample(native: torch.Tensor, scene: Scene, size_px: int, span: torch.Tensor, fine: int) -> torch.Tensor:
-    """`camera` of a few images, float32."""
     b, _, height, width = native.shape
-    half, middle = (span[:, 2:] - span[:, :2]) / 2, (span[:, 2:] + span[:, :2]) / 2  # (b, 2) of the window in the frame
-    unit = 2 / torch.tensor([width, height], device=native.device)  # native pixels to -1..1 over the edges of the native array
-    matrix = unit[:, None] * scene.matrix * half[:, None, :]
-    offset = unit * scene.to_native(middle[:, None])[:, 0] - 1
-    steps = (torch.arange(size_px * fine, device=native.device) + 0.5) * (2 / (size_px * fine)) - 1  # -1..1 over the picture
-    steps = steps.view(size_px, fine).T.contiguous()  # (fine, size): samples of one phase, one a picture pixel
-    across = matrix[:, :, :1, None] * steps  # (b, 2, fine, size) what a step to the right adds, and one down
-    down = matrix[:, :, 1:, None] * steps + offset[:, :, None, None]
-    # (b, 2, size, fine, fine, size): x and y in planes of their own, and phases apart within a row, so that all that follows runs along memory
-    grid = across[:, :, None, None] + down.transpose(2, 3).contiguous()[..., None, None]
-    grid = grid.view(b, 2, -1, size_px).permute(0, 2, 3, 1)
-    samples = F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False).view(b, 1, size_px, fine**2, size_px)
-    return sum(samples.unbind(3)[1:], samples[:, :, :, 0]) / fine**2
+    rays = [_rays(scene, height, width, *one) for one in asked]
+    at_once = b if native.is_cuda else PART * torch.get_num_threads()
+    pictures = [[] for _ in asked]
+    for part in (slice(first, first + at_once) for first in range(0, b, at_once)):
+        pixels = native[part].float()
+        for (across, down), done in zip(rays, pictures, strict=True):
+            done.append(_sample(pixels, across[part], down[part]))
+    return [torch.cat(done) for done in pictures]
+
+
+def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None, fine: int = FINE) -> torch.Tensor:
+    """One picture, see `cameras`."""
+    return cameras(native, scene, Asked(size_px, window, fine))[0]
 
 
 def frame_camera(native: torch.Tensor, scene: Scene, config: RunConfig) -> torch.Tensor:
-    """The frames (b, 1, frame_px, frame_px) that a network of `config` sees. Those of one that looks twice are so large that a pixel spans two native
-    ones or less, and one sample, itself the mean of its four neighbours, does."""
-    return camera(native, scene, config.frame_px, fine=1 if config.looks == 2 else FINE)
+    """The frames (b, 1, frame_px, frame_px) that a network of `config` sees."""
+    return cameras(native, scene, frame_of(config))[0]
+
+
+def _rays(scene: Scene, height: int, width: int, size_px: int, window: torch.Tensor | None, fine: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a picture's samples lie, -1..1 over the edges of native arrays: across + down, (b, 2, 1, 1, fine, size) and (b, 2, size, fine, 1, 1).
+
+    x and y are in planes of their own, and phases apart within a row, so that all that follows runs along memory.
+    """
+    device = scene.matrix.device
+    if window is None:
+        window = put([[0.0, 0.0, 1.0, 1.0]], device).expand(len(scene.matrix), 4)
+    half, middle = (window[:, 2:] - window[:, :2]) / 2, (window[:, 2:] + window[:, :2]) / 2  # (b, 2) in the frame
+    unit = 2 / put([width, height], device)  # a native pixel
+    matrix = unit[:, None] * scene.matrix * half[:, None, :]
+    offset = unit * scene.to_native(middle[:, None])[:, 0] - 1
+    steps = (torch.arange(size_px * fine, device=device) + 0.5) * (2 / (size_px * fine)) - 1  # -1..1 over the picture
+    steps = steps.view(size_px, fine)
+    across = matrix[:, :, :1, None] * steps.T.contiguous()  # (b, 2, fine, size)
+    down = matrix[:, :, 1:, None] * steps + offset[:, :, None, None]  # (b, 2, size, fine)
+    return across[:, :, None, None], down[..., None, None]
+
+
+def _sample(native: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """One picture (b, 1, size, size) of a few images, of float32 pixels, along its rays."""
+    fine, size_px = across.shape[-2:]
+    grid = (across + down).view(len(native), 2, -1, size_px).permute(0, 2, 3, 1)
+    samples = F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False).view(-1, 1, size_px, fine**2, size_px)
+    return sum(samples.unbind(3)[1:], samples[:, :, :, 0]) / fine**2
 
 
 @dataclass(frozen=True)
@@ -138,13 +175,13 @@ class Light:
         return cls(torch.exp(config.gain * uniform[0]), config.offset * uniform[1], torch.exp(config.gamma * uniform[2]),
                    config.noise * (uniform[3] + 1) / 2)
 
-    def shine(self, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Grey values in [0, 1] under this light, in [0, 1] again."""
+    def shine(self, picture: torch.Tensor, generator: torch.Generator, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Grey values in [0, 1] under this light, in [0, 1] again; written to `out`, which may be the picture."""
         noise = torch.randn(picture.shape, generator=generator, device=picture.device)
-        lit = picture.clamp_min(1e-4).pow_(self.gamma).sub_(0.5).mul_(self.gain).add_(0.5 + self.offset)
+        lit = torch.clamp_min(picture, 1e-4, out=out).log_().mul_(self.gamma).exp_().sub_(0.5).mul_(self.gain).add_(0.5 + self.offset)
         return lit.addcmul_(noise, self.noise).clamp_(0, 1)
 
 
-def normalise(picture: torch.Tensor) -> torch.Tensor:
-    """Grey values in [0, 1] to what networks see."""
-    return (picture - MEAN).div_(STD)
+def normalise(picture: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Grey values in [0, 1] to what networks see; written to `out`, which may be the picture."""
+    return torch.sub(picture, MEAN, out=out).div_(STD)

@@ -18,7 +18,7 @@ import torch
 from ..config import RunConfig, digest, source_digest
 from ..errors import CohortError, SOSError
 from ..images.reader import read_image
-from .cameras import Light, camera, frame_camera, normalise, random_scene, reduce_to, square_window, still_scene
+from .cameras import Asked, Light, cameras, frame_of, normalise, put, random_scene, reduce_to, square_window, still_scene
 from .manifest import BOX, Cohort
 
 AHEAD = 1024  # images that wait in the pool at most: each takes memory
@@ -55,9 +55,9 @@ class PixelStore:
         if device not in self._kept:
             self._kept[device] = self._copy_to(device) if has_room(device, self.pixels.nbytes) else None
         if self._kept[device] is None:
-            return torch.from_numpy(np.ascontiguousarray(self.native(rows))).to(device)[:, None]
+            return put(np.ascontiguousarray(self.native(rows)), device)[:, None]
         height, width = self.sizes[rows].max(0)
-        return self._kept[device][:, None, :height, :width].index_select(0, torch.tensor(rows, device=device))
+        return self._kept[device][:, None, :height, :width].index_select(0, put(rows, device))
 
     def _copy_to(self, device: torch.device) -> torch.Tensor:
         there = torch.empty(self.pixels.shape, dtype=torch.uint8, device=device)
@@ -154,27 +154,30 @@ class Views:
         """The batch of the images in `rows`; outside of training as they are, or `mirrored`."""
         store, config = self.store, self.config
         native = store.native_on(rows, self.device)
-        sizes = torch.from_numpy(store.sizes[rows]).to(self.device)
-        target = torch.from_numpy(store.targets[rows]).to(self.device)
-        boxes = torch.from_numpy(store.boxes[rows]).to(self.device)
+        sizes, target, boxes = (put(values[rows], self.device) for values in (store.sizes, store.targets, store.boxes))
         if self.training:
             scene = random_scene(sizes, config, self.generator)
             light = Light.random(len(rows), config, self.generator, self.device)
-            finish = lambda picture: normalise(light.shine(picture / 255, self.generator))  # noqa: E731
             if config.box_jitter > 0 and config.role != "baseline":  # no random number is drawn where nothing moves
                 boxes = jittered(boxes, config.box_jitter, self.generator)
         else:
-            scene, finish = still_scene(sizes, mirrored), lambda picture: normalise(picture / 255)
+            scene, light = still_scene(sizes, mirrored), None
         boxes = scene.box_to_frame(boxes)
         window = square_window(boxes, self.window_scale)
+        closer = Asked(self.window_px, window)
         if config.role == "teacher":
-            return finish(camera(native, scene, self.window_px, window)), target
-        frame = finish(frame_camera(native, scene, config))
-        if config.role == "detector":
-            return frame, boxes
-        if config.role == "student" and self.training:
-            return frame, finish(camera(native, scene, self.window_px, window)), window, target
-        return frame, target
+            asked, beside = [closer], [target]
+        elif config.role == "student" and self.training:
+            asked, beside = [frame_of(config), closer], [window, target]
+        else:
+            asked, beside = [frame_of(config)], [boxes if config.role == "detector" else target]
+        pictures = cameras(native, scene, *asked)
+        for picture in pictures:  # in place: memory asked for anew costs more than the sums
+            picture.div_(255)
+            if light is not None:
+                light.shine(picture, self.generator, out=picture)
+            normalise(picture, out=picture)
+        return *pictures, *beside
 
 
 def jittered(boxes: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:

@@ -13,6 +13,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner  # the module patches fit_one_cycle into Learner
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
+from fastai.learner import AvgSmoothLoss
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from torch import nn
@@ -23,7 +24,7 @@ from ..cohort.views import PixelStore, training_rows
 from ..config import RunConfig
 from ..errors import CohortError, ConfigError, OutOfTime
 from ..method.distill import Distillation
-from ..method.models import StagingNet, build
+from ..method.models import StagingNet, build, fold_norms
 from ..method.progressive import Progressive
 from .detector import Detector
 from .runs import Run, load_network, round_weights
@@ -57,6 +58,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
                ViewLoader(store, rows["valid"], config, training=False, device=device, **window)]
     learn = Learner(DataLoaders(*loaders, device=device), net, loss_func=loss, opt_func=partial(OptimWrapper, opt=adamw),
                     splitter=decayed_and_not, wd=[config.weight_decay, 0.0], metrics=metric, path=checkpoint.parent)
+    learn.recorder.smooth_loss = LossThere()
     keeper = Checkpoints(checkpoint, config, share)
     if share[1] > 1:
         from .devices import OneOfMany
@@ -66,7 +68,7 @@ def fit(config: RunConfig, store: PixelStore, cohort: Cohort, checkpoint: Path, 
         if not taught:
             keeper.fit(learn)
         else:
-            mentor = teacher.load(device)
+            mentor = fold_norms(teacher.load(device))
             mentor.bf16 = net.bf16
             with Distillation(net, mentor, config) as distillation:
                 keeper.distillation = distillation
@@ -92,6 +94,15 @@ def decayed_and_not(net: nn.Module) -> list[list[nn.Parameter]]:
     for parameter in net.parameters():
         groups[parameter.ndim < 2].append(parameter)
     return list(groups)
+
+
+class LossThere(AvgSmoothLoss):
+    """fastai's smoothed loss, kept on its device: as it comes, each step copies its loss to the CPU and waits for a GPU to have it."""
+
+    def accumulate(self, learn: Learner):
+        self.count += 1
+        loss = learn.loss.detach().mean()
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 
 class Checkpoints(Callback):

@@ -5,7 +5,7 @@
 Rows: time of making a batch over that of the training step it feeds; training from the real loader against the same steps on one batch again and
 again; a distillation step over a plain step of the same student; that step with the pool of the stem before its norm over one with the pool behind
 it; throughput of `sos predict` over that of bare decoding by pydicom, on as many cores, plus the bare forward pass of as many images at once. Parts take turns in every
-round, medians are compared. `--large` adds the networks and pictures of the profile paper (minutes on two cores). All else should be idle.
+round; a ratio is the median of those of the rounds. `--large` adds the networks and pictures of the profile paper (minutes on two cores). All else should be idle.
 """
 
 import argparse
@@ -59,15 +59,15 @@ def training(run: Bench) -> list[Ratio]:
 
     took = in_turns(run.rounds, run.wait, batch=lambda: loader.views(rows), plain=lambda: plain((frame, target)),
                     taught=lambda: taught(batch))
-    took |= in_turns(max(2, run.rounds // 4), run.wait, epoch=epoch, same=same)
-    took |= {name: took[name] / BATCHES for name in ("epoch", "same")}
-    an_image = {name: f"{1e3 * seconds / config.batch_size:.2f}" for name, seconds in took.items()}
+    epochs = in_turns(max(2, run.rounds // 4), run.wait, epoch=epoch, same=same)
+    steps = took | {name: seconds / BATCHES for name, seconds in epochs.items()}
+    an_image = {name: f"{1e3 * seconds / config.batch_size:.2f}" for name, seconds in steps.items()}
     precision = "bf16" if taught.net.bf16 else "fp32"
     size = f"ms an image; {config.backbone}, {config.frame_px} and {teacher.window_px} px, {config.batch_size} at once, {precision}"
-    return [Ratio("making a batch over a distillation step", took["batch"] / took["taught"],
+    return [Ratio("making a batch over a distillation step", took.ratio("batch", "taught"),
                   note=f"{an_image['batch']} over {an_image['taught']} {size}"),
-            LOADER.got(took["same"] / took["epoch"], f"{an_image['epoch']} against {an_image['same']} {size}", run.device),
-            TEACHING.got(took["taught"] / took["plain"], f"{an_image['taught']} over {an_image['plain']} {size}", run.device)]
+            LOADER.got(epochs.ratio("same", "epoch"), f"{an_image['epoch']} against {an_image['same']} {size}", run.device),
+            TEACHING.got(took.ratio("taught", "plain"), f"{an_image['taught']} over {an_image['plain']} {size}", run.device)]
 
 
 def stem(run: Bench) -> list[Ratio]:
@@ -81,7 +81,7 @@ def stem(run: Bench) -> list[Ratio]:
                    for name in ("resnet16_pool_first", "resnet16_half"))
     took = in_turns(run.rounds, run.wait, first=lambda: first(batch), last=lambda: last(batch))
     an_image = {name: f"{1e3 * seconds / config.batch_size:.2f}" for name, seconds in took.items()}
-    return [Ratio("distillation step: pool of the stem before its norm over behind it", took["first"] / took["last"],
+    return [Ratio("distillation step: pool of the stem before its norm over behind it", took.ratio("first", "last"),
                   note=f"{an_image['first']} over {an_image['last']} ms an image; {config.frame_px} and {teacher.window_px} px, "
                        f"{config.batch_size} at once, {'bf16' if first.net.bf16 else 'fp32'}, {torch.get_num_threads()} threads")]
 
@@ -118,7 +118,8 @@ def prediction(run: Bench) -> list[Ratio]:
 
     took = in_turns(max(2, run.rounds // 12), decode=decode, decode_at_once=decode_at_once, forward=forward, predict=predict)
     a_file = {name: f"{1e3 * seconds / len(files):.1f}" for name, seconds in took.items()}
-    return [PREDICT.got((min(took["decode"], took["decode_at_once"]) + took["forward"]) / took["predict"],
+    bare = took.each[min("decode", "decode_at_once", key=took.get)] + took.each["forward"]
+    return [PREDICT.got(float(np.median(bare / took.each["predict"])),
                         f"{a_file['predict']} against {a_file['forward']} and, decoding, {a_file['decode']} by one thread and {a_file['decode_at_once']} "
                         f"by one a core, ms a file; {len(files)} files")]
 

@@ -1,6 +1,5 @@
 """What the benchmarks share: functions that take turns, what is asked of a ratio and what was measured, and the cohort and sizes of one run."""
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sos.cohort.manifest import Cohort, read_manifest
@@ -71,8 +71,20 @@ def bench(patients: int, rounds: int, profile: str = "quick", device: str = "cpu
         yield Bench(Path(folder), read_manifest(write_cohort(Path(folder) / "cohort", patients, 11)), rounds, profile, device)
 
 
-def in_turns(rounds: int, wait: Callable[[], None] = lambda: None, **parts) -> dict[str, float]:
-    """Median seconds of each function; they take turns, after one turn that does not count. wait: called before the clock stops."""
+class Turns(dict[str, float]):
+    """Median seconds of each part. `each`: the seconds of all its turns, in order, (rounds,)."""
+
+    def __init__(self, each: dict[str, list[float]]):
+        self.each = {name: np.array(seconds) for name, seconds in each.items()}
+        super().__init__({name: float(np.median(seconds)) for name, seconds in self.each.items()})
+
+    def ratio(self, above: str, below: str) -> float:
+        """Seconds of one part over those of another: the median of the rounds, in each of which both met the same machine."""
+        return float(np.median(self.each[above] / self.each[below]))
+
+
+def in_turns(rounds: int, wait: Callable[[], None] = lambda: None, **parts) -> Turns:
+    """The seconds of each function; they take turns, after one turn that does not count. wait: called before the clock stops."""
     times = {name: [] for name in parts}
     for turn in range(rounds + 1):
         for name, part in parts.items():
@@ -81,4 +93,4 @@ def in_turns(rounds: int, wait: Callable[[], None] = lambda: None, **parts) -> d
             wait()
             if turn:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return Turns(times)

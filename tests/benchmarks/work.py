@@ -21,6 +21,7 @@ from sos.cohort.batches import ViewLoader
 from sos.config import RunConfig
 from sos.method.cam import explain
 from sos.method.distill import Distillation
+from sos.method.models import fold_norms
 from sos.study.fitting import adamw, decayed_and_not, network
 from sos.study.training import CLIP
 
@@ -129,7 +130,10 @@ class TrainingStep:
 
     def __init__(self, config: RunConfig, teacher: RunConfig | None = None, device: str = "cpu"):
         self.config, self.net = config, network(config, STAGES, device).train()
-        self.teacher = network(teacher, STAGES, device).eval() if config.role == "student" else None
+        self.teacher = None
+        if config.role == "student":
+            self.teacher = fold_norms(network(teacher, STAGES, "cpu").eval()).to(device)
+            self.teacher.bf16 = self.net.bf16
         groups = decayed_and_not(self.net)
         self.opt = adamw([{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
         self.parameters = sum(parameter.numel() for parameter in self.net.parameters())
