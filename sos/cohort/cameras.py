@@ -120,7 +120,7 @@ def cameras(native: torch.Tensor, scene: Scene, *asked: Asked) -> list[torch.Ten
         pixels = native[part].float()
         for (across, down), done in zip(rays, pictures, strict=True):
             done.append(_sample(pixels, across[part], down[part]))
-    return [torch.cat(done) for done in pictures]
+    return [torch.cat(done) if len(done) > 1 else done[0] for done in pictures]
 
 
 def camera(native: torch.Tensor, scene: Scene, size_px: int, window: torch.Tensor | None = None, fine: int = FINE) -> torch.Tensor:
@@ -157,7 +157,7 @@ def _sample(native: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> t
     fine, size_px = across.shape[-2:]
     grid = (across + down).view(len(native), 2, -1, size_px).permute(0, 2, 3, 1)
     samples = F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False).view(-1, 1, size_px, fine**2, size_px)
-    return sum(samples.unbind(3)[1:], samples[:, :, :, 0]) / fine**2
+    return samples[:, :, :, 0] if fine == 1 else samples.mean(3)
 
 
 @dataclass(frozen=True)
