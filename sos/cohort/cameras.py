@@ -157,7 +157,8 @@ def _sample(native: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> t
     fine, size_px = across.shape[-2:]
     grid = (across + down).view(len(native), 2, -1, size_px).permute(0, 2, 3, 1)
     samples = F.grid_sample(native, grid, mode="bilinear", padding_mode="zeros", align_corners=False).view(-1, 1, size_px, fine**2, size_px)
-    return samples[:, :, :, 0] if fine == 1 else samples.mean(3)
+    first, *others = samples.unbind(3)
+    return sum(others, first).div_(fine**2) if others else first
 
 
 @dataclass(frozen=True)
