@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from . import config
+from .cores import LARGE_PAGES
 from .errors import ConfigError, RunError, SOSError
 from .files import WRITTEN, end_with_parent, write_whole
 
@@ -122,7 +123,7 @@ class Apart:
 
     def __init__(self, path: Path, folder: Path, parameters: dict, threads: int = 0, log: Path | None = None):
         """threads: of the numerical libraries in its kernel; 0: as they choose. log: where it notes the results that it writes, see `files`."""
-        environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **({WRITTEN: str(log)} if log else {})}
+        environment = {**LARGE_PAGES, **os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **({WRITTEN: str(log)} if log else {})}
         command = [sys.executable, "-m", __name__, str(path), str(folder), json.dumps(parameters)]
         self.path, self.child = path, subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

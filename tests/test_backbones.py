@@ -96,8 +96,12 @@ def test_half_networks_are_torchvisions_of_half_the_channels_with_the_weights_of
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
     x = noise(2, 3, 64, 64)
-    assert torch.equal(ours(x), theirs(x))
+    seen = ours(x), theirs(x)
+    assert torch.equal(*seen)
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    for features in seen:  # their ReLU comes before the pool, ours behind it
+        features.square().sum().backward()
+    assert all(torch.equal(mine.grad, yours.grad) for mine, yours in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 def test_the_pool_may_come_first_in_a_stem_whose_norm_rises():
@@ -108,7 +112,7 @@ def test_the_pool_may_come_first_in_a_stem_whose_norm_rises():
     ours, channels = _BODIES["resnet16_pool_first"](False)
     assert channels == 256 and [type(part).__name__ for part in ours[:4]] == ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
     assert (ours[2].bias == OPEN).all()
-    conv, norm, relu, pool, *stages = theirs
+    conv, norm, pool, relu, *stages = theirs
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)
     ours[2].load_state_dict(norm.state_dict())

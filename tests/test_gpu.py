@@ -129,6 +129,33 @@ def two_steps(config, teacher, device):
         assert torch.isfinite(look.logits).all() and torch.isfinite(cam).all()
 
 
+def one_of_each_backbone():
+    found = {}
+    for config, teacher in kinds():
+        found.setdefault((config.backbone, config.looks), (config, teacher))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("device", ["cpu"] + ["cuda"] * torch.cuda.is_available())
+@pytest.mark.parametrize("pair", one_of_each_backbone(), ids=said)
+def test_a_step_of_the_fused_optimiser_is_that_of_the_plain_one(pair, device):
+    """On cores the fused one takes each gradient, without a look, to lie in memory as its weights do."""
+    config, teacher = map(small, pair)
+    step = work.TrainingStep(config, teacher, device)
+    views = Views(small_store(), config, training=True, device=device, window_px=teacher.window_px, window_scale=teacher.window_scale)
+    step.backward(views(np.arange(4)))
+    groups = [group | {"params": [nn.Parameter(p.detach().clone()) for p in group["params"]]} for group in step.opt.param_groups]
+    for group, plain in zip(step.opt.param_groups, groups, strict=True):
+        for moved, copy in zip(group["params"], plain["params"], strict=True):
+            copy.grad = None if moved.grad is None else moved.grad.clone()
+    known = {"betas": (0.9, 0.99), "eps": 1e-5, "fused": False, "foreach": False}
+    torch.optim.AdamW([{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups], 1e-4, **known).step()
+    step.opt.step()
+    for group, plain in zip(step.opt.param_groups, groups, strict=True):
+        for moved, copy in zip(group["params"], plain["params"], strict=True):
+            torch.testing.assert_close(moved, copy, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("room", [False, True])
 @pytest.mark.parametrize("role", ["teacher", "baseline", "student", "detector"])
 def test_still_batches_need_nothing_from_the_cpu_but_pixels(role, room, stand_in, monkeypatch):

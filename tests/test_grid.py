@@ -18,7 +18,7 @@ import nbformat
 import pytest
 import torch
 
-from sos import cli, config, files, steps
+from sos import cli, config, files, notebook, steps
 from sos.errors import ConfigError, OutOfTime, RunError
 from sos.files import alone
 from sos.study import cluster, grid
@@ -207,7 +207,7 @@ def wait_for(thing):
 
 def order(study, **changes) -> Order:
     name = "teacher-000000000000"
-    return replace(Order(name, study.profile, str(study.manifest), study.profile.run("teacher"), True, os.environ["SOS_HOME"], float("inf"),
+    return replace(Order(name, study.store.digest, study.profile, str(study.manifest), study.profile.run("teacher"), True, os.environ["SOS_HOME"], float("inf"),
                          training_code()), **changes)
 
 
@@ -309,6 +309,31 @@ def test_work_knows_what_each_backbone_costs():
 def test_a_worker_that_differs_from_this_machine_trains_nothing(changes, words, tiny_cohort):
     with pytest.raises(RunError, match=words):
         cluster._obtain(order(Study("tiny", tiny_cohort), **changes))
+
+
+def test_runs_of_the_same_images_are_made_for_one_study(tiny_cohort, monkeypatch):
+    monkeypatch.setattr(cluster, "_LAST", {})
+    first = order(Study("tiny", tiny_cohort))
+    study = cluster._study_of(first)
+    assert cluster._study_of(replace(first, name="other", config=study.profile.run("student"))) is study
+    for changes in ({"data": "other"}, {"home": "other"}, {"profile": replace(study.profile, bootstrap=77)}):
+        assert cluster._study_of(replace(first, **changes)) is not study
+        study = cluster._study_of(first)
+    with pytest.raises(RunError, match="sees no cohort"):
+        cluster._study_of(replace(first, manifest=""))
+    assert not cluster._LAST  # neither of what was nor of what is not
+
+
+def test_makers_of_runs_and_notebooks_ask_for_large_pages_unless_told_otherwise(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: asked.append(options["env"]["GLIBC_TUNABLES"]))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    cluster.Maker("")
+    notebook.Apart(tmp_path / "a.ipynb", tmp_path, {})
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    cluster.Maker("")
+    notebook.Apart(tmp_path / "a.ipynb", tmp_path, {})
+    assert asked == ["glibc.malloc.hugetlb=1"] * 2 + ["glibc.malloc.check=1"] * 2
 
 
 # ---- how tasks are carried out, with runs that only pretend ---------------------------------------------------------

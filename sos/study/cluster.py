@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from ..config import RUN_ATTEMPTS, Profile, RunConfig, home
+from ..cores import LARGE_PAGES
 from ..errors import ConfigError, OutOfTime, RunError, SOSError
 from ..files import alone, end_with_parent
 
@@ -31,9 +32,11 @@ ANSWER_S = 30  # how long a scheduler, and then a first worker of it, may take t
 
 @dataclass(frozen=True)
 class Order:
-    """All that a worker is told of one run. `name`: of the run's folder; `code`: of the software that gave the order."""
+    """All that a worker is told of one run. `name`: of the run's folder; `data`: digest of the cohort's images; `code`: of the software that gave
+    the order."""
 
     name: str
+    data: str
     profile: Profile
     manifest: str
     config: RunConfig
@@ -209,7 +212,7 @@ def make_runs(client, study, jobs: list, runs_per_gpu: int | None = None, progre
     for job, first in zip(jobs, priorities(jobs), strict=True):
         teacher = names[job.needs[0]] if job.needs else None
         names.append(run_name(job.config, data, study.profile.scheme, teacher))
-        order = Order(names[-1], study.profile, manifest, job.config, job.keep_weights, str(home().resolve()), deadline, training_code())
+        order = Order(names[-1], data, study.profile, manifest, job.config, job.keep_weights, str(home().resolve()), deadline, training_code())
         futures.append(client.submit(carry_out, order, [futures[i] for i in job.needs], pure=False, retries=RUN_ATTEMPTS - 1, resources=share,
                                      priority=first))
     places = {future.key: place for place, future in enumerate(futures)}
@@ -264,7 +267,8 @@ class Maker:
 
     def __init__(self, code: str):
         self.code, self.log = code, tempfile.TemporaryFile()
-        self.child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
+        self.child = subprocess.Popen([sys.executable, "-m", __name__], env=LARGE_PAGES | os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=self.log)
 
     def make(self, order: Order) -> Outcome:
         """The run of `order`. Raises RuntimeError, with the last words of the interpreter, where that dies."""
@@ -325,16 +329,29 @@ def main() -> None:
 
 
 def _obtain(order: Order) -> None:
-    from .grid import has_cohort
     from .runs import training_code
-    from .training import Study
 
     if training_code() != order.code:
         raise RunError("this worker has another version of the software; install the same on all machines")
-    study = Study(order.profile, order.manifest)
-    if not has_cohort(study):
-        raise RunError(f"this worker sees no cohort below {study.folder}; workers must share this folder")
-    study.obtain(order.config, keep_weights=order.keep_weights)
+    _study_of(order).obtain(order.config, keep_weights=order.keep_weights)
+
+
+def _study_of(order: Order):
+    """The study of an order: that of the order before where it is of the same images, which then are neither looked for nor copied to a GPU again."""
+    from .grid import has_cohort
+    from .training import Study
+
+    asked = order.profile, order.manifest, order.home, order.data
+    if _LAST.get("asked") != asked:
+        _LAST.clear()  # its memory goes before the next takes some
+        study = Study(order.profile, order.manifest)
+        if not has_cohort(study):
+            raise RunError(f"this worker sees no cohort below {study.folder}; workers must share this folder")
+        _LAST.update(asked=asked, study=study)
+    return _LAST["study"]
+
+
+_LAST: dict = {}  # of this interpreter: the study that it made its last run for, and what that is of
 
 
 def _last_line(error: SOSError) -> str:
