@@ -61,8 +61,8 @@ class Stager:
         """`look` of several images in one pass, which costs less than a pass for each."""
         parts = [image.record.get("content") or (0, 0, *image.pixels.shape[::-1]) for image in images]
         views = [self._frame_of(image, part) for image, part in zip(images, parts, strict=True)]
-        frames = [frame for frame, _, _ in views]
-        both = torch.cat([*frames, *(frame.flip(3) for frame in frames)])  # (2n, 1, side, side)
+        frames = torch.cat([frame for frame, _, _ in views])
+        both = torch.cat([frames, frames.flip(3)])  # (2n, 1, side, side)
 
         def together(logits):  # (n, k) probabilities of images, from logits (2n, k) of them and their mirror images
             return logits.double().softmax(1).view(2, len(images), -1).mean(0)
@@ -80,7 +80,7 @@ class Stager:
         native, scale, _ = reduce_to(replace(image, pixels=image.pixels[y0:y1, x0:x1]), self.native_px)
         scene = still_scene(torch.tensor([native.shape]))
         frame = frame_camera(torch.from_numpy(native)[None, None].float(), scene, self.config)
-        return normalise(frame.div_(255)), scene, scale
+        return normalise(frame.div_(255), out=frame), scene, scale
 
     def _answer(self, probabilities: np.ndarray, cam: np.ndarray, at: list[float], fine: np.ndarray, view: tuple, part: tuple) -> dict:
         """What `look` returns, of one image: from its probabilities (k,), its map (m, m), the map's peak in the frame, the map as fine as the frame,

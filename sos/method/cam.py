@@ -23,7 +23,7 @@ def grad_cam(features: torch.Tensor, score: torch.Tensor, *, create_graph: bool 
 
 def weighted(alpha: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """ReLU(Σ_c α_c A_c), (b, h, w), of channel weights (b, c, 1, 1) and a feature map (b, c, h, w)."""
-    return F.relu((alpha * features).sum(1))
+    return F.relu(torch.einsum("bc,bchw->bhw", alpha.flatten(1), features))  # a product of matrices: no weighted copy of the features
 
 
 def alpha_of_head(head, target: torch.Tensor, places: int) -> torch.Tensor:
