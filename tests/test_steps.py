@@ -394,14 +394,14 @@ def test_a_notebook_beside_one_that_fails_comes_to_its_end(abreast, capsys):
     assert sorted(abreast.calls().split()) == ["01", "03"]
 
 
-def test_notebooks_with_the_most_cells_begin_first_where_two_go_side_by_side(abreast):
-    for name, more in (("01_look", 0), ("02_learn", 2), ("03_figures", 1)):
+def test_the_audit_and_notebooks_with_the_most_cells_begin_first_where_two_go_side_by_side(abreast):
+    for name, more in (("01_look", 0), ("02_learn", 1), ("03_figures", 2)):
         path = abreast.notebook(name, "import time; time.sleep(2)")
         notebook = nbformat.read(path, 4)
         notebook.cells += [nbformat.v4.new_code_cell("1")] * more
         nbformat.write(notebook, path)
     assert abreast.walk() == 0
-    assert abreast.calls().split()[2] == "01"
+    assert abreast.calls().split()[2] == "02"
 
 
 def test_results_are_published_when_all_notebooks_have_ended(abreast, monkeypatch, capsys):
