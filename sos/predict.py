@@ -170,7 +170,7 @@ def _answered(stager: Stager, paths: Iterable) -> Iterator[tuple]:
     """Each path, its image and what the stager says to it, in order; of an input that has none its ImageError and None.
 
     One pass of the network takes the first path alone, so that an answer comes soon, and then TOGETHER. Each core reads and looks at a batch of
-    its own with one thread, so that none waits for another's; beyond one batch a core nothing is read ahead.
+    its own with one thread, so that none waits for another's, and one more batch waits for the core that ends first; beyond that nothing is read ahead.
     """
     def look(batch):
         known = [(path, _image_or_error(path)) for path in batch]
@@ -178,13 +178,15 @@ def _answered(stager: Stager, paths: Iterable) -> Iterator[tuple]:
         answers = iter(stager.look_at(images) if images else [])
         return [(path, image, next(answers) if isinstance(image, GreyImage) else None) for path, image in known]
 
-    paths, cores, threads, ahead, size = iter(paths), len(os.sched_getaffinity(0)), torch.get_num_threads(), deque(), 1
+    paths, cores, threads, ahead = iter(paths), len(os.sched_getaffinity(0)), torch.get_num_threads(), deque()
+    size, most = 1, cores
     try:
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             while batch := list(islice(paths, size)):
                 ahead.append(pool.submit(look, batch))
-                if len(ahead) == cores:
+                if len(ahead) == most:
                     yield from ahead.popleft().result()
+                    most = cores + 1
                 size = TOGETHER
             for left in ahead:
                 yield from left.result()
