@@ -79,7 +79,7 @@ class Stager:
         x0, y0, x1, y1 = part
         native, scale, _ = reduce_to(replace(image, pixels=image.pixels[y0:y1, x0:x1]), self.native_px)
         scene = still_scene(torch.tensor([native.shape]))
-        frame = frame_camera(torch.from_numpy(native)[None, None].float(), scene, self.config)
+        frame = frame_camera(torch.from_numpy(native)[None, None], scene, self.config)
         return normalise(frame.div_(255), out=frame), scene, scale
 
     def _answer(self, probabilities: np.ndarray, cam: np.ndarray, at: list[float], fine: np.ndarray, view: tuple, part: tuple) -> dict:
@@ -170,7 +170,8 @@ def _answered(stager: Stager, paths: Iterable) -> Iterator[tuple]:
     """Each path, its image and what the stager says to it, in order; of an input that has none its ImageError and None.
 
     One pass of the network takes the first path alone, so that an answer comes soon, and then TOGETHER. Each core reads and looks at a batch of
-    its own with one thread, so that none waits for another's, and one more batch waits for the core that ends first; beyond that nothing is read ahead.
+    its own with one thread, so that none waits for another's, and one more batch waits for the core that ends first; beyond that nothing is read
+    ahead.
     """
     def look(batch):
         known = [(path, _image_or_error(path)) for path in batch]
@@ -179,7 +180,7 @@ def _answered(stager: Stager, paths: Iterable) -> Iterator[tuple]:
         return [(path, image, next(answers) if isinstance(image, GreyImage) else None) for path, image in known]
 
     paths, cores, threads, ahead = iter(paths), len(os.sched_getaffinity(0)), torch.get_num_threads(), deque()
-    size, most = 1, cores
+    size, most = 1, cores  # of the first: the batch that would wait is not taken before it is answered
     try:
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             while batch := list(islice(paths, size)):

@@ -218,7 +218,8 @@ class Road:
 
     def execute_notebooks(self, steps: list[Todo], record: Record, deadline: float) -> None:
         """In the order of their numbers; where the runs that they read are made before, `at_once` of them side by side, first the audit, which reads
-        every file, then those with the most cells, so that no long one is left to run alone at the end. Each line is printed when its notebook has ended."""
+        every file, then those with the most cells, so that no long one is left to run alone at the end. Each line is printed when its notebook has
+        ended."""
         parameters = {"profile": self.profile.name, **({"cohort": str(self.own)} if self.own else {})}
         abreast = min(self.profile.at_once or 1, len(os.sched_getaffinity(0)))
         threads = len(os.sched_getaffinity(0)) // abreast if abreast > 1 else 0

@@ -4,12 +4,14 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.learner import AvgSmoothLoss
 
 from sos.cohort.batches import ViewLoader
 from sos.cohort.manifest import BOX, read_manifest
@@ -197,6 +199,14 @@ def test_short_epochs_are_not_each_kept(study, apart_s, times, tmp_path, monkeyp
     monkeypatch.setattr(fitting, "KEEP_S", apart_s)
     run = Study(study.profile, study.manifest, device="cpu").obtain(study.profile.run("baseline").with_(epochs=3))
     assert kept == list(range(times)) and len(run.history) == 3
+
+
+def test_the_loss_kept_on_its_device_is_smoothed_as_fastai_does():
+    ours, theirs = fitting.LossThere(), AvgSmoothLoss()
+    for loss in torch.rand(5, generator=torch.Generator().manual_seed(1)):
+        for metric in (ours, theirs):
+            metric.accumulate(SimpleNamespace(loss=loss))
+        assert torch.equal(ours.value, theirs.value) and ours.count == theirs.count
 
 
 def test_a_deadline_far_away_stops_nothing(study, tmp_path, monkeypatch):

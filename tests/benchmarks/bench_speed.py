@@ -4,8 +4,9 @@
 
 Rows: time of making a batch over that of the training step it feeds; training from the real loader against the same steps on one batch again and
 again; a distillation step over a plain step of the same student; that step with the pool of the stem before its norm over one with the pool behind
-it; throughput of `sos predict` over that of bare decoding by pydicom, on as many cores, plus the bare forward pass of as many images at once. Parts take turns in every
-round; a ratio is the median of those of the rounds. `--large` adds the networks and pictures of the profile paper (minutes on two cores). All else should be idle.
+it; throughput of `sos predict` over that of bare decoding by pydicom, on as many cores, plus the bare forward pass of as many images at once. Parts
+take turns in every round; a ratio is the median of those of the rounds. `--large` adds the networks and pictures of the profile paper (minutes on two
+cores). All else should be idle.
 """
 
 import argparse

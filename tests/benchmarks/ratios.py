@@ -70,8 +70,9 @@ def ratio_table(data: pd.DataFrame, machines: pd.DataFrame) -> Table:
             cells[name] = "–" if device == "cuda" and goal.gpu is None else cell(known.get((goal.what, device)))
         notes = [known[goal.what, device]["note"] for device in DEVICES if known.get((goal.what, device), {}).get("note")]
         shown.append(cells | {"figures behind it": "; on the GPU ".join(notes) or "–"})
-    notes = ("A ratio is the median of those of all turns; the figures behind it are medians too.",) * bool(len(data)) + tuple(
-        f"{'Cores' if one['device'] == 'cpu' else 'GPU'}: {machine_said(one)}." for one in machines.to_dict("records"))
+    notes = tuple(f"{'Cores' if one['device'] == 'cpu' else 'GPU'}: {machine_said(one)}." for one in machines.to_dict("records"))
+    if notes:
+        notes = ("Where parts take turns, a ratio is the median of those of the turns; the figures behind it are medians too.", *notes)
     return Table("ratios", TITLE, data, pd.DataFrame(shown), notes)
 
 

@@ -132,7 +132,7 @@ class TrainingStep:
         self.config, self.net = config, network(config, STAGES, device).train()
         self.teacher = None
         if config.role == "student":
-            self.teacher = fold_norms(network(teacher, STAGES, "cpu").eval()).to(device)
+            self.teacher = fold_norms(network(teacher, STAGES, "cpu").eval()).to(device)  # a device of shapes alone cannot say what folding asks
             self.teacher.bf16 = self.net.bf16
         groups = decayed_and_not(self.net)
         self.opt = adamw([{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
